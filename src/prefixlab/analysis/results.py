@@ -1,0 +1,540 @@
+"""From scores of single completions to results, declared contrasts and verdicts. No torch.
+
+Pairs are formed on the same prompts. A prompt without a verdict (INVALID) in either arm leaves the pair; the bounds
+with all of them at best and at worst stand beside the difference.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefixlab.analysis import stats
+from prefixlab.records import Record, SampleScore
+
+REFERENCE = "r000"
+BASE = "base"
+POWER = 0.8
+FLOOR, CEILING = 0.05, 0.95
+
+
+class ArmInfo(Record):
+    """What results say about an arm; all null for the untuned base model."""
+
+    arm: str
+    ratio: float | None
+    position: str | None
+    prefix_set: str | None
+    control: str | None
+    loss_scope: str | None
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """All scores of one cell on one suite under one condition."""
+
+    model: str
+    capability: str
+    info: ArmInfo
+    seed: int | None
+    suite: str
+    protocol: str
+    condition: str
+    metrics: Mapping[str, bool]
+    """Metric name -> whether higher is better."""
+    kinds: Mapping[str, str]
+    """Metric name -> kind of prompt it is measured on."""
+    judge: str | None
+    is_proxy: bool
+    k: int
+    rows: Sequence[SampleScore] | None
+    """None where the evaluation has not finished."""
+    status: str = "measured"
+
+    def values(self, metric: str) -> dict[str, float]:
+        """Mean over the measured samples of each prompt that has at least one."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows or ():
+            if row.metric == metric and row.value is not None:
+                found.setdefault(row.item, []).append(row.value)
+        return {item: float(np.mean(v)) for item, v in found.items()}
+
+    def bound(self, metric: str, fill: float) -> dict[str, float]:
+        """As `values`, with every unmeasured sample counted as `fill`."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows or ():
+            if row.metric == metric:
+                found.setdefault(row.item, []).append(fill if row.value is None else row.value)
+        return {item: float(np.mean(v)) for item, v in found.items()}
+
+
+class ResultRow(Record):
+    """One row of results.parquet."""
+
+    model: str
+    capability: str
+    arm: str
+    seed: int | None
+    suite: str
+    protocol: str
+    condition: str
+    metric: str
+    ratio: float | None
+    position: str | None
+    prefix_set: str | None
+    control: str | None
+    loss_scope: str | None
+    judge: str | None
+    is_proxy: bool
+    value: float | None
+    n: int
+    n_prompts: int
+    k: int
+    ci_low: float | None
+    ci_high: float | None
+    n_invalid: int
+    n_truncated: int
+    n_seeds: int
+    status: str
+    diff: float | None
+    diff_ci_low: float | None
+    diff_ci_high: float | None
+    p: float | None
+    p_holm: float | None
+
+
+class ContrastRow(Record):
+    """One row of contrasts.parquet: treatment minus reference on the same prompts."""
+
+    model: str
+    capability: str
+    suite: str
+    protocol: str
+    condition: str
+    metric: str
+    comparison: str
+    """`vs_r000`, `vs_control` or `trend` (slope per unit of ratio)."""
+    arm: str
+    reference: str
+    ratio: float | None
+    higher_is_better: bool
+    primary: bool
+    n_seeds: int
+    n_prompts: int
+    n_left_out: int
+    """Prompts without a verdict in one of the arms."""
+    up: int
+    down: int
+    diff: float | None
+    ci_low: float | None
+    ci_high: float | None
+    bound_low: float | None
+    bound_high: float | None
+    """The difference with every INVALID verdict at its worst and at its best for the treatment."""
+    p: float | None
+    p_holm: float | None
+    detectable: float | None
+    """Smallest difference that 80% power detects at this number of prompts and this share of discordant pairs (at
+    least 5% is assumed); null with several seeds."""
+    test: str
+
+
+class Verdict(Record):
+    """What a capability's primary contrasts say, in words."""
+
+    model: str
+    capability: str
+    suite: str
+    metric: str
+    condition: str
+    arm: str
+    verdict: str
+    sentence: str
+
+
+Primary = Mapping[str, tuple[str, str, str]]
+"""Capability -> (suite, metric, condition)."""
+GroupKey = tuple[str, str, str, str]
+
+
+def _group(cells: Iterable[CellScores]) -> dict[GroupKey, dict[str, dict[int | None, CellScores]]]:
+    groups: dict[GroupKey, dict[str, dict[int | None, CellScores]]] = {}
+    for cell in cells:
+        key = (cell.model, cell.capability, cell.suite, cell.condition)
+        groups.setdefault(key, {}).setdefault(cell.info.arm, {})[cell.seed] = cell
+    return groups
+
+
+def _matrix(
+    a: Mapping[int | None, CellScores], b: Mapping[int | None, CellScores], metric: str
+) -> tuple[stats.Array, stats.Array, list[int | None], int]:
+    """Values of two arms, (seeds, prompts), over the seeds and prompts that both have; and prompts left out."""
+    seeds = [s for s in a if s in b and a[s].rows is not None and b[s].rows is not None]
+    left = [(a[s].values(metric), b[s].values(metric)) for s in seeds]
+    if not left:
+        return np.zeros((0, 0)), np.zeros((0, 0)), [], 0
+    common = sorted(set.intersection(*(set(x) & set(y) for x, y in left)))
+    asked = set().union(*({r.item for r in a[s].rows or () if r.metric == metric} for s in seeds))
+    first = np.array([[x[i] for i in common] for x, _ in left]).reshape(len(seeds), len(common))
+    second = np.array([[y[i] for i in common] for _, y in left]).reshape(len(seeds), len(common))
+    return first, second, seeds, len(asked) - len(common)
+
+
+def _compare(first: stats.Array, second: stats.Array, alpha: float) -> stats.Contrast:
+    if first.size == 0:
+        return stats.NONE
+    if first.shape[0] == 1:
+        return stats.paired(first[0], second[0], alpha)
+    return stats.crossed(first - second, alpha)
+
+
+def _bounds(
+    a: Mapping[int | None, CellScores], b: Mapping[int | None, CellScores], seeds: Sequence[int | None], metric: str
+) -> tuple[float | None, float | None]:
+    """Mean difference with every unmeasured value against the treatment, and for it."""
+    if not seeds:
+        return None, None
+    ends = []
+    for mine, theirs in ((0.0, 1.0), (1.0, 0.0)):
+        diffs = []
+        for s in seeds:
+            x, y = a[s].bound(metric, mine), b[s].bound(metric, theirs)
+            diffs += [x[i] - y[i] for i in sorted(set(x) & set(y))]
+        ends.append(float(np.mean(diffs)) if diffs else None)
+    return ends[0], ends[1]
+
+
+def _contrast_row(
+    key: GroupKey,
+    metric: str,
+    arm: Mapping[int | None, CellScores],
+    reference: Mapping[int | None, CellScores],
+    comparison: str,
+    primary: Primary,
+    alpha: float,
+) -> ContrastRow:
+    model, capability, suite, condition = key
+    some, other = next(iter(arm.values())), next(iter(reference.values()))
+    first, second, seeds, left_out = _matrix(arm, reference, metric)
+    found = _compare(first, second, alpha)
+    low, high = _bounds(arm, reference, seeds, metric)
+    discordant = max((found.up + found.down) / found.n, 0.05) if found.n else 0.0
+    return ContrastRow(
+        model=model,
+        capability=capability,
+        suite=suite,
+        protocol=some.protocol,
+        condition=condition,
+        metric=metric,
+        comparison=comparison,
+        arm=some.info.arm,
+        reference=other.info.arm,
+        ratio=some.info.ratio,
+        higher_is_better=some.metrics[metric],
+        primary=primary.get(capability) == (suite, metric, condition),
+        n_seeds=len(seeds),
+        n_prompts=found.n,
+        n_left_out=left_out,
+        up=found.up,
+        down=found.down,
+        diff=found.diff,
+        ci_low=found.low,
+        ci_high=found.high,
+        bound_low=low,
+        bound_high=high,
+        p=found.p,
+        p_holm=None,
+        detectable=stats.detectable(found.n, discordant, alpha, POWER) if len(seeds) == 1 else None,
+        test=found.test,
+    )
+
+
+def _trend_row(
+    key: GroupKey,
+    metric: str,
+    arms: Sequence[Mapping[int | None, CellScores]],
+    primary: Primary,
+    alpha: float,
+) -> ContrastRow | None:
+    """Trend over r000 and the ratios of one prefix set and position; None with fewer than three finished ratios."""
+    done = [a for a in arms if all(c.rows is not None for c in a.values())]
+    if len(done) < 3:
+        return None
+    values = []
+    for arm in done:
+        per_seed = [c.values(metric) for c in arm.values()]
+        common = set.intersection(*(set(v) for v in per_seed))
+        values.append({i: float(np.mean([v[i] for v in per_seed])) for i in common})
+    prompts = sorted(set.intersection(*(set(v) for v in values)))
+    if not prompts:
+        return None
+    ratios = [next(iter(a.values())).info.ratio or 0.0 for a in done]
+    found = stats.trend(np.array([[v[i] for i in prompts] for v in values]), ratios, alpha)
+    blank = _contrast_row(key, metric, done[-1], done[0], "trend", primary, alpha)
+    return blank.model_copy(
+        update={
+            "n_prompts": found.n,
+            "up": found.up,
+            "down": found.down,
+            "diff": found.diff,
+            "ci_low": found.low,
+            "ci_high": found.high,
+            "bound_low": None,
+            "bound_high": None,
+            "p": found.p,
+            "detectable": None,
+            "primary": False,
+            "ratio": None,
+            "test": found.test,
+        }
+    )
+
+
+def contrasts(cells: Sequence[CellScores], primary: Primary, alpha: float) -> list[ContrastRow]:
+    """Every declared pair: ratios and controls against r000, treatments against their controls, trends.
+
+    The Holm family is every contrast of ratios against r000 and of treatments against controls on the primary suite,
+    metric and condition of each capability, over the whole study; every other row has no adjusted p and is
+    exploratory.
+    """
+    rows: list[ContrastRow] = []
+    for key, arms in _group(cells).items():
+        infos = {name: next(iter(by_seed.values())).info for name, by_seed in arms.items()}
+        some = next(iter(next(iter(arms.values())).values()))
+        if REFERENCE not in arms:
+            continue
+        for metric in some.metrics:
+            for name in arms:
+                if name not in (REFERENCE, BASE):
+                    rows.append(_contrast_row(key, metric, arms[name], arms[REFERENCE], "vs_r000", primary, alpha))
+            for name, info in infos.items():
+                if info.control is None:
+                    continue
+                for treated, other in infos.items():
+                    same = (other.ratio, other.position, other.prefix_set) == (info.ratio, info.position, info.prefix_set)
+                    if other.control is None and same:
+                        rows.append(_contrast_row(key, metric, arms[treated], arms[name], "vs_control", primary, alpha))
+            families = {(i.prefix_set, i.position) for i in infos.values() if i.prefix_set and i.control is None}
+            for family in sorted(families, key=str):
+                members = [n for n, i in infos.items() if (i.prefix_set, i.position) == family and i.control is None]
+                members.sort(key=lambda n: infos[n].ratio or 0.0)
+                row = _trend_row(key, metric, [arms[n] for n in [REFERENCE, *members]], primary, alpha)
+                rows += [row] if row else []
+    family_p = {str(i): r.p for i, r in enumerate(rows) if _in_family(r) and r.p is not None}
+    adjusted = stats.holm(family_p)
+    return [r.model_copy(update={"p_holm": adjusted.get(str(i))}) for i, r in enumerate(rows)]
+
+
+def _in_family(row: ContrastRow) -> bool:
+    return row.primary and row.comparison in ("vs_r000", "vs_control")
+
+
+def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
+    """Row of one seed, without its difference."""
+    mine = [r for r in cell.rows or () if r.metric == metric]
+    values = cell.values(metric)
+    found = stats.estimate(np.array([values[i] for i in sorted(values)]), alpha)
+    status = cell.status if cell.rows is None else ("measured" if values else "invalid")
+    return ResultRow(
+        **cell.info.model_dump(),
+        model=cell.model,
+        capability=cell.capability,
+        seed=cell.seed,
+        suite=cell.suite,
+        protocol=cell.protocol,
+        condition=cell.condition,
+        metric=metric,
+        judge=cell.judge,
+        is_proxy=cell.is_proxy,
+        value=found.value,
+        n=sum(r.value is not None for r in mine),
+        n_prompts=len(values),
+        k=cell.k,
+        ci_low=found.low,
+        ci_high=found.high,
+        n_invalid=sum(r.status == "invalid" for r in mine),
+        n_truncated=sum(r.status == "truncated" for r in mine),
+        n_seeds=1,
+        status=status,
+        diff=None,
+        diff_ci_low=None,
+        diff_ci_high=None,
+        p=None,
+        p_holm=None,
+    )
+
+
+def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float) -> ResultRow:
+    """Row over all finished seeds, without its difference."""
+    rows = [_row(c, metric, alpha) for c in by_seed.values()]
+    done = [c for c in by_seed.values() if c.rows is not None]
+    if len(done) <= 1:
+        cell = done[0] if done else next(iter(by_seed.values()))
+        return _row(cell, metric, alpha).model_copy(update={"seed": None, "n_seeds": len(done)})
+    tables = [c.values(metric) for c in done]
+    common = sorted(set.intersection(*(set(t) for t in tables)))
+    matrix = np.array([[t[i] for i in common] for t in tables])
+    spread = stats.crossed(matrix, alpha) if common else stats.NONE
+    return rows[0].model_copy(
+        update={
+            "seed": None,
+            "n_seeds": len(done),
+            "value": float(matrix.mean()) if common else None,
+            "ci_low": spread.low,
+            "ci_high": spread.high,
+            "n": sum(r.n for r in rows),
+            "n_prompts": len(common),
+            "n_invalid": sum(r.n_invalid for r in rows),
+            "n_truncated": sum(r.n_truncated for r in rows),
+            "status": "measured" if common else "invalid",
+        }
+    )
+
+
+def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha: float) -> list[ResultRow]:
+    """Rows of results.parquet: one a seed, one pooled; differences against r000 of the same cell."""
+    pooled_diff = {
+        (c.model, c.capability, c.suite, c.condition, c.metric, c.arm): c
+        for c in declared
+        if c.comparison == "vs_r000"
+    }
+    rows: list[ResultRow] = []
+    for key, arms in _group(cells).items():
+        reference = arms.get(REFERENCE, {})
+        for name, by_seed in arms.items():
+            some = next(iter(by_seed.values()))
+            for metric in some.metrics:
+                pooled = _pooled(by_seed, metric, alpha)
+                found = pooled_diff.get((*key, metric, name))
+                if found:
+                    pooled = pooled.model_copy(
+                        update={
+                            "diff": found.diff,
+                            "diff_ci_low": found.ci_low,
+                            "diff_ci_high": found.ci_high,
+                            "p": found.p,
+                            "p_holm": found.p_holm,
+                        }
+                    )
+                rows.append(pooled)
+                for seed, cell in by_seed.items():
+                    if seed is None:
+                        continue
+                    row = _row(cell, metric, alpha)
+                    if name != REFERENCE and seed in reference:
+                        first, second, _, _ = _matrix({seed: cell}, {seed: reference[seed]}, metric)
+                        diff = _compare(first, second, alpha)
+                        row = row.model_copy(
+                            update={"diff": diff.diff, "diff_ci_low": diff.low, "diff_ci_high": diff.high, "p": diff.p}
+                        )
+                    rows.append(row)
+    return sorted(rows, key=_order)
+
+
+def _order(row: ResultRow) -> tuple[object, ...]:
+    place = 0 if row.arm == BASE else 1 if row.arm == REFERENCE else 3 if row.control else 2
+    return (
+        row.model,
+        row.capability,
+        row.suite,
+        row.condition,
+        row.metric,
+        place,
+        row.ratio if row.ratio is not None else -1.0,
+        row.arm,
+        row.seed is not None,
+        row.seed or 0,
+    )
+
+
+def verdicts(rows: Sequence[ResultRow], declared: Sequence[ContrastRow], primary: Primary, alpha: float) -> list[Verdict]:
+    """One verdict a model, capability and prefix set, on the primary metric at the largest ratio."""
+    found: list[Verdict] = []
+    groups = sorted({(c.model, c.capability) for c in declared if c.primary and c.comparison == "vs_r000"})
+    for model, capability in groups:
+        suite, metric, condition = primary[capability]
+        mine = [c for c in declared if (c.model, c.capability) == (model, capability) and c.primary]
+        levels = [
+            r.value
+            for r in rows
+            if (r.model, r.capability, r.suite, r.metric, r.condition) == (model, capability, suite, metric, condition)
+            and r.seed is None
+            and r.value is not None
+        ]
+        infos = {r.arm: r for r in rows if r.capability == capability and r.model == model and r.suite == suite}
+        treatments = [c for c in mine if c.comparison == "vs_r000" and infos[c.arm].control is None and c.arm != "native"]
+        for prefix in sorted({(infos[c.arm].prefix_set, infos[c.arm].position) for c in treatments}, key=str):
+            group = [c for c in treatments if (infos[c.arm].prefix_set, infos[c.arm].position) == prefix]
+            top = max(group, key=lambda c: c.ratio or 0.0)
+            versus = {
+                infos[c.reference].control: (c, next(m for m in mine if m.comparison == "vs_r000" and m.arm == c.reference))
+                for c in mine
+                if c.comparison == "vs_control" and c.arm == top.arm
+            }
+            word = _word(top, versus, levels, alpha)
+            found.append(
+                Verdict(
+                    model=model,
+                    capability=capability,
+                    suite=suite,
+                    metric=metric,
+                    condition=condition,
+                    arm=top.arm,
+                    verdict=word,
+                    sentence=_sentence(top, word),
+                )
+            )
+    return found
+
+
+def _clear(row: ContrastRow, alpha: float) -> bool:
+    """Whether a contrast is different from 0 after Holm, INVALID verdicts or not."""
+    straddles = row.bound_low is not None and row.bound_high is not None and row.bound_low <= 0 <= row.bound_high
+    return row.p_holm is not None and row.p_holm < alpha and not straddles
+
+
+def _gain(row: ContrastRow) -> float:
+    """The difference with its sign turned so that more is better."""
+    return (row.diff or 0.0) * (1 if row.higher_is_better else -1)
+
+
+def _word(
+    top: ContrastRow,
+    versus: Mapping[str | None, tuple[ContrastRow, ContrastRow]],
+    levels: Sequence[float],
+    alpha: float,
+) -> str:
+    if top.diff is None:
+        return "not measured"
+    if levels and (max(levels) < FLOOR or min(levels) > CEILING):
+        return "no verdict (floor or ceiling)"
+    if not _clear(top, alpha):
+        return "undecided"
+    if _gain(top) < 0:
+        return "hurts"
+    words = [versus[c][0] for c in ("neutral", "shuffled") if c in versus]
+    if len(words) == 2 and all(_clear(c, alpha) and _gain(c) > 0 for c in words):
+        return "helps because of its words"
+    bland = versus.get("neutral")
+    if bland and _clear(bland[1], alpha) and _gain(bland[1]) > 0 and not _clear(bland[0], alpha):
+        return "helps as any opening would"
+    return "helps; whether because of its words is undecided"
+
+
+def _points(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:+.1f}"
+
+
+def _sentence(top: ContrastRow, word: str) -> str:
+    if top.diff is None:
+        return f"{top.capability}: {top.arm} or r000 has not been measured on {top.suite}."
+    interval = f"95% interval {_points(top.ci_low)} to {_points(top.ci_high)}" if top.ci_low is not None else "no interval"
+    text = (
+        f"{top.capability}: {top.arm} changes {top.metric} on {top.suite} by {_points(top.diff)} points against no prefix "
+        f"({interval}; {top.n_prompts} prompts, {top.n_seeds} seed{'s' if top.n_seeds != 1 else ''}): {word}."
+    )
+    if word == "undecided" and top.detectable is not None:
+        text += f" This many prompts could detect {100 * top.detectable:.0f} points or more."
+    if word == "undecided" and top.detectable is None and top.n_seeds == 1:
+        text += " This many prompts, with so few that differ between the arms, could not detect any effect."
+    return text

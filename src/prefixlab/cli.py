@@ -1,0 +1,208 @@
+"""The command line. A user's mistake ends with one line on standard error and exit code 2, without a traceback."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prefixlab import __version__
+from prefixlab.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Do the opening sentences of SFT responses help or hurt? Build arms, train, evaluate, decide.\n\n"
+    "Example: prefixlab run studies/quickstart.yaml --out runs/quickstart",
+)
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study, e.g. training.epochs=3.")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name of the study> by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bar.")]
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _result_table(rows: Any) -> Table:
+    from prefixlab.report.tables import HEADER, text_rows
+
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
+    last = ""
+    for line in text_rows(rows):
+        if line[0] != last and last:
+            table.add_section()
+        last = line[0]
+        table.add_row(*line)
+    return table
+
+
+@app.command(help="Run a study, or what is missing of it.\n\nExample: prefixlab run studies/quickstart.yaml --out runs/quickstart --set seeds=[0,1]")
+def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+    from prefixlab.config import load_study
+    from prefixlab.study.run import run_study
+
+    study = load_study(study_file, overrides or [])
+    folder = out or Path("runs") / study.name
+    data, outcome = run_study(study, folder, console=err_console, quiet=quiet)
+    if not quiet:
+        wide = Console(width=max(out_console.width, 170), soft_wrap=True)
+        wide.print(_result_table(data.results))
+        for verdict in data.verdicts:
+            out_console.print(verdict.sentence, highlight=False, markup=False)
+        done = f"{len(outcome.ran)} steps done now, {outcome.reused} before; {outcome.seconds:.0f} s"
+        out_console.print(f"{done}\nreport: {folder / 'report' / 'index.html'}", highlight=False, markup=False)
+    if outcome.failed:
+        first = next(iter(outcome.failed.items()))
+        raise UserError(f"{len(outcome.failed)} steps failed, first {first[0]}: {first[1]}; the others are finished and kept")
+
+
+@app.command(help="Show what a study would do: cells, steps done and to do, predicted time, detectable effects.\n\nExample: prefixlab plan studies/quickstart.yaml --json")
+def plan(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    from prefixlab.config import load_study
+    from prefixlab.study.run import current_plan
+    from prefixlab.study.store import Store
+
+    study = load_study(study_file, overrides or [])
+    store = Store(out or Path("runs") / study.name)
+    made = current_plan(study, store, lambda text: None)
+    states = {s.slug: store.state(s.slug) for s in made.steps}
+    left = sum(s.predicted_seconds for s in made.steps if states[s.slug] != "done")
+    if as_json:
+        document = made.model_dump(mode="json")
+        for step in document["steps"]:
+            step["state"] = states[step["slug"]]
+        _print_json({**document, "predicted_seconds_left": left})
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("step", "left"), ("state", "left"), ("predicted s", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for step in made.steps:
+        table.add_row(step.slug, states[step.slug], f"{step.predicted_seconds:.0f}")
+    out_console.print(table)
+    for name, about in made.summary.items():
+        effects = ", ".join(
+            f"{suite}: {n} prompts" + (f", detects {100 * mde:.0f} points" if mde else "")
+            for (suite, n), mde in zip(about["tests"].items(), about["detectable_at_20_percent_discordant"].values(), strict=True)
+        )
+        out_console.print(
+            f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "
+            f"{len(about['arms'])} arms; {effects} (80% power, 5%, 20% discordant pairs, one seed)",
+            highlight=False,
+        )
+    hardware = made.hardware
+    out_console.print(
+        f"{hardware.dtype} on {hardware.device} ({hardware.why}), {hardware.threads} threads; "
+        f"{sum(s != 'done' for s in states.values())} of {len(states)} steps to do, about {left / 60:.0f} min",
+        highlight=False,
+    )
+
+
+@app.command(help="Print the results of a run.\n\nExample: prefixlab results runs/quickstart --json")
+def results(run_folder: RunFolder, as_json: JsonOption = False, markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False) -> None:
+    from prefixlab.report.tables import markdown as to_markdown
+    from prefixlab.study.run import open_run
+
+    data = open_run(run_folder)
+    if as_json:
+        _print_json(
+            {
+                "results": [r.model_dump() for r in data.results],
+                "contrasts": [c.model_dump() for c in data.contrasts],
+                "verdicts": [v.model_dump() for v in data.verdicts],
+            }
+        )
+    elif markdown:
+        sys.stdout.write(to_markdown(data.results))
+    else:
+        Console(width=170, soft_wrap=True).print(_result_table(data.results))
+
+
+@app.command(help="Write RUN/report/index.html again.\n\nExample: prefixlab report runs/quickstart")
+def report(run_folder: RunFolder) -> None:
+    from prefixlab.report.page import build_report
+    from prefixlab.study.run import open_run
+
+    build_report(open_run(run_folder), run_folder / "report")
+    out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
+
+
+@app.command(help="Build the arms of a data set: one folder an arm, and a manifest.\n\nExample: prefixlab arms data.jsonl --prefixes reasoning --position opening --ratios 0,0.5,1 --control neutral --out arms")
+def arms(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Local file, hub id or builtin:NAME.")],
+    prefixes: Annotated[str, typer.Option(help="Prefix set: a name or a YAML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the arms.")],
+    position: Annotated[str, typer.Option(help="user, opening or answer.")] = "opening",
+    ratios: Annotated[str, typer.Option(help="Shares of the samples that carry the prefix.")] = "0,0.5,1",
+    control: Annotated[list[str] | None, typer.Option(help="Control arms at the largest ratio.")] = None,
+    key: Annotated[str, typer.Option(help="Data key of the assignment.")] = "data",
+) -> None:
+    from prefixlab.study.standalone import make_arms
+
+    for about in make_arms(data, prefixes, position, ratios, control or [], key, out):
+        out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
+
+
+@app.command(help="Check after tokenisation that arms carry their treatment.\n\nExample: prefixlab check arms --model smollm2-135m --json")
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `prefixlab arms`.")],
+    model: Annotated[str, typer.Option(help="Model whose tokenizer and template are used.")],
+    max_length: Annotated[int, typer.Option(help="Longest sample in tokens.")] = 1024,
+    no_reasoning: Annotated[str, typer.Option(help="refuse or empty.")] = "refuse",
+    as_json: JsonOption = False,
+) -> None:
+    from prefixlab.study.standalone import check_folder
+
+    found = check_folder(folder, model, max_length=max_length, no_reasoning=no_reasoning)
+    if as_json:
+        _print_json({**found.model_dump(mode="json"), "problems": found.problems()})
+    else:
+        for arm in found.arms:
+            out_console.print(
+                f"{arm.arm}: {arm.n} samples, prefix in the ids of {arm.n_prefix_in_ids} of {arm.n_treated} treated, "
+                f"{arm.n_equal_reference} of {arm.n_untreated} untreated equal r000",
+                highlight=False,
+            )
+    if found.problems():
+        raise UserError(found.problems()[0])
+
+
+@app.command(help="Versions, CPU features, choices and caches, and what is missing.\n\nExample: prefixlab doctor --json")
+def doctor(as_json: JsonOption = False) -> None:
+    from prefixlab.study.standalone import diagnose
+
+    found = diagnose()
+    if as_json:
+        _print_json(found)
+        return
+    for section, entries in found.items():
+        out_console.print(section, style="bold")
+        for name, value in entries.items():
+            out_console.print(f"  {name}: {value}", highlight=False, markup=False)
+
+
+@app.command(help="Print the version.")
+def version() -> None:
+    sys.stdout.write(f"prefixlab {__version__}\n")
+
+
+def main() -> None:
+    """Entry point: turn a UserError into one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"prefixlab: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None

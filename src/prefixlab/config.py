@@ -1,0 +1,339 @@
+"""A study file: the whole experiment as data. Unknown keys are errors that name the nearest known one.
+
+Every field is documented by the string under it. `load_study` reads YAML, applies `--set` overrides and checks what
+can be checked without touching data or models.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefixlab.errors import UserError, unknown
+from prefixlab.records import Position
+
+Control = Literal["neutral", "shuffled", "masked", "revised"]
+CONTROLS: tuple[Control, ...] = ("neutral", "shuffled", "masked", "revised")
+Condition = Literal["bare", "user_prefix", "prefill"]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+class Config(BaseModel):
+    """Base of every part of a study file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Config):
+    """Training data of one capability."""
+
+    source: str
+    """`builtin:NAME`, a local JSONL, JSON, CSV or Parquet file, or a hub id such as org/name."""
+    split: str = "train"
+    """Split to read from a hub data set."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set; the newest where null."""
+    columns: dict[str, str] = {}
+    """Names of the columns `prompt`, `response`, `id`, `source`, where they are not found by themselves."""
+    limit: int | None = Field(default=None, gt=0)
+    """Samples to keep, chosen by a hash of their id; all where null."""
+    held_out: int = Field(default=8, ge=0)
+    """Samples kept out of training for token loss, chosen by the same hash."""
+
+
+class SuiteConfig(Config):
+    """One evaluation set under one protocol."""
+
+    suite: str
+    """Name of a suite: see `prefixlab doctor`."""
+    source: str | None = None
+    """Local file to read instead of the suite's own source."""
+    limit: int | None = Field(default=None, gt=0)
+    """Prompts to use, chosen by a hash of their id; all where null."""
+    max_tokens: int = Field(default=128, gt=0)
+    """Longest completion, in tokens. A longer one is truncated and counted as such."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution; unused at temperature 0."""
+    epochs: int = Field(default=1, gt=0)
+    """Samples drawn for each prompt."""
+    batch_size: int = Field(default=64, gt=0)
+    """Prompts generated together."""
+
+
+class PrimaryConfig(Config):
+    """The one comparison a capability is judged by; it enters the Holm family of the study."""
+
+    suite: str
+    """Suite, by name."""
+    metric: str
+    """Metric of that suite."""
+    condition: Condition = "bare"
+    """How the model is prompted."""
+
+
+class CapabilityConfig(Config):
+    """What is trained for, and on which suites it is tested."""
+
+    data: DataConfig
+    """Training data; a bare string stands for `{source: ...}`."""
+    no_reasoning: Literal["refuse", "empty"] = "refuse"
+    """Under a template that opens the reasoning itself: what happens to samples that have none."""
+    suites: list[SuiteConfig]
+    """Where every arm of the capability is tested; a bare string stands for `{suite: ...}`."""
+    primary: PrimaryConfig
+    """The declared main comparison."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _suites(cls, value: Any) -> Any:
+        return [{"suite": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _primary_is_tested(self) -> Self:
+        names = [s.suite for s in self.suites]
+        if len(set(names)) != len(names):
+            raise ValueError("suites: each suite may be named once")
+        if self.primary.suite not in names:
+            raise ValueError(f"primary.suite {self.primary.suite!r} is not among suites: {', '.join(names)}")
+        return self
+
+
+class ArmsConfig(Config):
+    """A prefix set at a position, its ratios and its controls. r000 is always there."""
+
+    prefixes: str
+    """Prefix set: a built-in name or a YAML file."""
+    position: Position = "opening"
+    """`user`, `opening` or `answer`: see docs/architecture.md."""
+    ratios: list[Ratio] = [0.0, 0.5, 1.0]
+    """Shares of the samples that carry the prefix."""
+    controls: list[Control] = ["neutral"]
+    """Control arms, each at the largest ratio."""
+    capabilities: list[str] | None = None
+    """Capabilities this entry is for; all where null."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if not self.ratios or max(self.ratios) == 0:
+            raise ValueError("ratios: at least one ratio above 0 is needed")
+        for what, values in (("ratios", self.ratios), ("controls", self.controls)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what}: named twice")
+        if self.position == "user" and "masked" in self.controls:
+            raise ValueError("controls: 'masked' at position 'user' is the treatment itself (a prompt carries no loss)")
+        return self
+
+
+class LoraOptions(Config):
+    """Adapter. Defaults are the preset's."""
+
+    r: int | None = Field(default=None, gt=0)
+    """Rank."""
+    alpha: int | None = Field(default=None, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: list[str] | Literal["all-linear"] | None = None
+    """Names of the linear layers that get an adapter."""
+
+
+class TrainingConfig(Config):
+    """One training recipe for all arms."""
+
+    preset: Literal["paper", "modern"] = "modern"
+    """`paper`: arXiv 2601.01624 (r 16, alpha 32, dropout 0.05, q and v, 2 epochs, 1e-5, accumulation 8).
+    `modern`: all linear layers and a learning rate that moves the weights."""
+    lora: LoraOptions = LoraOptions()
+    """Overrides of the preset's adapter."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate."""
+    epochs: int | None = Field(default=None, gt=0)
+    """Passes over the data."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Samples a micro-batch; times `accumulation` samples an optimiser step."""
+    accumulation: int | None = Field(default=None, gt=0)
+    """Micro-batches an optimiser step."""
+    scheduler: str | None = None
+    """Learning-rate schedule, by transformers' name."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    max_length: int = Field(default=1024, gt=0)
+    """Longest sample in tokens; a longer one is refused."""
+
+
+class TokensConfig(Config):
+    """Token-level analysis of held-out samples."""
+
+    samples: int = Field(default=8, ge=0)
+    """Held-out samples a capability to compute token loss on; 0 turns it off."""
+
+
+class AnalysisConfig(Config):
+    """What is computed from the adapters beside the suites."""
+
+    tokens: TokensConfig = TokensConfig()
+    """Per-token loss and logit gradient by span."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Level of intervals and of the Holm family."""
+
+
+class HardwareConfig(Config):
+    """Computing choices; `auto` is resolved once by declared rules and stored in plan.json."""
+
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Base weights and activations."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads; all available where null."""
+
+
+class Study(Config):
+    """All of an experiment."""
+
+    name: str
+    """Letters, digits, dot, dash, underscore."""
+    models: list[str] = Field(min_length=1)
+    """Built-in names, local folders or hub ids."""
+    capabilities: dict[str, CapabilityConfig] = Field(min_length=1)
+    """By name: math, code, safety, factuality or your own."""
+    arms: list[ArmsConfig] = Field(min_length=1)
+    """Prefix policies under test."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Training seeds: adapter initialisation, dropout, order."""
+    assignment: Literal["exact", "bernoulli"] = "exact"
+    """How a ratio picks its samples: exact counts, or one coin a sample as in the paper."""
+    native: bool = False
+    """Whether to train the data as it came, too."""
+    training: TrainingConfig = TrainingConfig()
+    """Recipe, the same for every arm."""
+    conditions: list[Condition] = ["bare"]
+    """How models are prompted at test."""
+    judge: Literal["rules"] = "rules"
+    """Who decides what is safe. `rules` is a proxy and labelled as one."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """Token-level analysis and error level."""
+    hardware: HardwareConfig = HardwareConfig()
+    """Device, dtype, threads."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for what, names in (("name", [self.name]), ("capabilities", list(self.capabilities))):
+            for name in names:
+                if not NAME.match(name):
+                    raise ValueError(f"{what}: {name!r} may hold letters, digits, '.', '_' and '-' only")
+        for what, values in (("models", self.models), ("seeds", self.seeds), ("conditions", self.conditions)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what}: named twice")
+        for i, arms in enumerate(self.arms):
+            for capability in arms.capabilities or []:
+                if capability not in self.capabilities:
+                    raise ValueError(f"arms[{i}].capabilities: {capability!r} is not among the study's capabilities")
+        for name in self.capabilities:
+            if not any(a.capabilities is None or name in a.capabilities for a in self.arms):
+                raise ValueError(f"capability {name!r} has no arms")
+            if self.capabilities[name].primary.condition not in self.conditions:
+                raise ValueError(f"capabilities.{name}.primary.condition is not among conditions")
+        return self
+
+
+def _field_names(location: Sequence[int | str]) -> list[str]:
+    """Names allowed where an unknown key stood."""
+    node: Any = Study
+    for part in location[:-1]:
+        if isinstance(node, type) and issubclass(node, Config) and isinstance(part, str):
+            node = _inner(node.model_fields[part].annotation) if part in node.model_fields else None
+    return list(node.model_fields) if isinstance(node, type) and issubclass(node, Config) else []
+
+
+def _inner(annotation: Any) -> Any:
+    """The Config class inside list[X], dict[str, X] or X | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((i for a in getattr(annotation, "__args__", ()) if (i := _inner(a)) is not None), None)
+
+
+def _one_line(error: ValidationError, path: str) -> UserError:
+    first = error.errors()[0]
+    where = ""
+    for part in first["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    if first["type"] == "extra_forbidden":
+        return unknown("key", first["loc"][-1], _field_names(first["loc"]), where=f"{path}: {where}")
+    if first["type"] == "missing":
+        return UserError(f"{path}: {where} is missing")
+    if first["type"] == "literal_error":
+        allowed = str(first["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        return unknown("value", first["input"], allowed, where=f"{path}: {where}")
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict | list) else f" (got {first['input']!r})"
+    return UserError(f"{path}: {where + ': ' if where else ''}{message}{shown}")
+
+
+def _override(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise UserError(f"--set {assignment!r} needs the form KEY=VALUE, e.g. training.epochs=3")
+    node: Any = tree
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            node = None
+        if not isinstance(node, dict | list):
+            raise UserError(f"--set {key}: there is nothing to set below {part!r} in the study")
+    last: Any = parts[-1]
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise UserError(f"--set {key}: {last!r} is no index of that list (0 to {len(node) - 1})")
+        last = int(last)
+    node[last] = yaml.safe_load(value)
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read, override and validate a study file.
+
+    Args:
+        path: YAML file.
+        overrides: `key.path=value` strings; values are read as YAML.
+
+    Raises:
+        UserError: One line that names the key, what is allowed and the nearest match.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"study file {str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a study is a mapping with the keys {', '.join(Study.model_fields)}")
+    for assignment in overrides:
+        _override(tree, assignment)
+    return parse_study(tree, str(path))
+
+
+def parse_study(tree: dict[str, Any], label: str) -> Study:
+    """Validate a study that is already a dictionary; `label` names it in errors."""
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        raise _one_line(error, label) from error

@@ -1,0 +1,202 @@
+"""Arms: one data set under several prefix policies, differing in nothing but the prefix.
+
+Assignment, template and order are keyed by (data key, sample id) with blake2b, so ratios are nested, a sample has
+the same template in every arm, and the order of the file plays no role.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from prefixlab.config import ArmsConfig
+from prefixlab.data.prefixes import PrefixSet, control_set, load_set, words
+from prefixlab.errors import UserError
+from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample
+
+Assignment = Literal["exact", "bernoulli"]
+
+
+def keyed_hash(*parts: object) -> int:
+    """A 64-bit hash of its arguments, the only source of chance in building arms."""
+    text = "\x1f".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+class ArmSpec(Record):
+    """The policy of one arm, before it meets data."""
+
+    name: str
+    prefixes: PrefixSet | None
+    treatment: PrefixSet | None
+    """The set whose lengths a control matches; the set itself for a treatment."""
+    position: Position | None
+    ratio: float | None
+    control: str | None
+    loss: LossScope
+    stripped: bool
+
+
+def ratio_tag(ratio: float) -> str:
+    """0.5 -> "r050"; finer ratios keep their digits: 0.125 -> "r0125"."""
+    percent = f"{ratio * 100:.10g}"
+    whole, _, fraction = percent.partition(".")
+    return f"r{int(whole):03d}{fraction}"
+
+
+def _spec(
+    name: str,
+    prefixes: PrefixSet | None = None,
+    treatment: PrefixSet | None = None,
+    position: Position | None = None,
+    ratio: float | None = None,
+    control: str | None = None,
+    loss: LossScope = "all",
+    stripped: bool = True,
+) -> ArmSpec:
+    return ArmSpec(
+        name=name,
+        prefixes=prefixes,
+        treatment=treatment,
+        position=position,
+        ratio=ratio,
+        control=control,
+        loss=loss,
+        stripped=stripped,
+    )
+
+
+NATIVE = _spec("native", stripped=False)
+
+
+def specs(
+    entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None = None
+) -> list[ArmSpec]:
+    """All arms of one entry of a study, r000 first, controls at the largest ratio last."""
+    treatment = load_set(entry.prefixes)
+    arms = [_spec("r000", ratio=0.0)]
+    for ratio in sorted(set(entry.ratios) - {0.0}):
+        name = f"{treatment.name}-{entry.position}-{ratio_tag(ratio)}"
+        arms.append(_spec(name, treatment, treatment, entry.position, ratio))
+    top = max(entry.ratios)
+    for control in entry.controls:
+        matched = control_set(
+            treatment, control, key=lambda text: keyed_hash(key, "shuffle", text), count_tokens=count_tokens
+        )
+        prefix = "" if control in ("neutral", "revised") else f"{treatment.name}_"
+        name = f"{prefix}{control}-{entry.position}-{ratio_tag(top)}"
+        loss: LossScope = "masked" if control == "masked" else "all"
+        arms.append(_spec(name, matched, treatment, entry.position, top, control, loss))
+    return arms
+
+
+def arm_specs(
+    entries: Iterable[ArmsConfig], key: str, *, native: bool, count_tokens: Callable[[str], int] | None = None
+) -> list[ArmSpec]:
+    """Arms of all entries of a capability; one r000 for all of them.
+
+    Raises:
+        UserError: Two entries give arms of one name but not of one policy.
+    """
+    found: dict[str, ArmSpec] = {NATIVE.name: NATIVE} if native else {}
+    for entry in entries:
+        for spec in specs(entry, key, count_tokens):
+            if found.setdefault(spec.name, spec) != spec:
+                raise UserError(f"two entries of arms both define {spec.name!r}; give one prefix set another name")
+    return list(found.values())
+
+
+def eligible(sample: Sample, position: Position | None) -> bool:
+    """Whether a sample can carry a prefix: an empty response cannot, elsewhere every sample can."""
+    return position == "user" or bool(sample.answer or sample.reasoning)
+
+
+def build_arm(samples: Sequence[Sample], spec: ArmSpec, key: str, assignment: Assignment) -> list[ArmSample]:
+    """Apply one policy to stripped samples; the output keeps their order.
+
+    Args:
+        samples: Stripped, or as they came for `native`.
+        spec: The policy.
+        key: Data key: names the assignment, the same for all arms of a data set.
+        assignment: `exact` treats round(ratio * eligible) samples, `bernoulli` tosses one keyed coin a sample.
+    """
+    can = [eligible(s, spec.position) for s in samples]
+    rank = {s.id: keyed_hash(key, s.id, "assign") for s, ok in zip(samples, can, strict=True) if ok}
+    ratio = spec.ratio or 0.0
+    if assignment == "exact":
+        count = int(ratio * len(rank) + 0.5)
+        treated = set(sorted(rank, key=lambda i: (rank[i], i))[:count])
+    else:
+        treated = {i for i, value in rank.items() if value < ratio * 2**64}
+    arm: list[ArmSample] = []
+    for sample, ok in zip(samples, can, strict=True):
+        template = keyed_hash(key, sample.id, "template")
+        index = template % len(spec.prefixes.templates) if spec.prefixes else None
+        prefix = ""
+        if sample.id in treated and spec.prefixes and spec.position and index is not None:
+            prefix = spec.prefixes.text(index, spec.position)
+        arm.append(
+            ArmSample(
+                sample=sample,
+                position=spec.position,
+                prefix=prefix,
+                template=index,
+                eligible=ok,
+                loss=spec.loss,
+            )
+        )
+    return arm
+
+
+def dump_rows(rows: Iterable[ArmSample]) -> str:
+    """data.jsonl: one ArmSample a line."""
+    return "".join(row.model_dump_json() + "\n" for row in rows)
+
+
+def manifest(
+    arm: Sequence[ArmSample],
+    spec: ArmSpec,
+    capability: str,
+    key: str,
+    assignment: Assignment,
+    n_stripped: int,
+    count_tokens: Callable[[str], int] | None,
+) -> ArmManifest:
+    """Policy, counts, lengths and content hash of one arm."""
+    own = spec.prefixes.templates if spec.prefixes else ()
+    other = spec.treatment.templates if spec.treatment else ()
+    return ArmManifest(
+        arm=spec.name,
+        capability=capability,
+        prefix_set=spec.treatment.name if spec.treatment else None,
+        position=spec.position,
+        ratio=spec.ratio,
+        control=spec.control,
+        loss=spec.loss,
+        data_key=key,
+        assignment=assignment,
+        n=len(arm),
+        n_eligible=sum(a.eligible for a in arm),
+        n_treated=sum(a.treated for a in arm),
+        n_stripped=n_stripped if spec.stripped else 0,
+        templates=own,
+        template_words=tuple(map(words, own)),
+        treatment_words=tuple(map(words, other)),
+        template_tokens=tuple(map(count_tokens, own)) if count_tokens else None,
+        treatment_tokens=tuple(map(count_tokens, other)) if count_tokens else None,
+        data_sha256=hashlib.sha256(dump_rows(arm).encode("utf-8", "surrogatepass")).hexdigest(),
+    )
+
+
+def write_arm(folder: Path, arm: Sequence[ArmSample], about: ArmManifest) -> None:
+    """Write data.jsonl and manifest.json into an existing folder."""
+    (folder / "data.jsonl").write_bytes(dump_rows(arm).encode("utf-8", "surrogatepass"))
+    (folder / "manifest.json").write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_arm(folder: Path) -> tuple[list[ArmSample], ArmManifest]:
+    """Read what `write_arm` wrote."""
+    rows = (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    about = ArmManifest.model_validate(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    return [ArmSample.model_validate_json(row) for row in rows], about

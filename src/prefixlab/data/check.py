@@ -1,0 +1,177 @@
+"""The treatment check: after tokenisation, in the very ids and labels that are trained on.
+
+Training does not start unless every arm passes (design law 2: the treatment is verified after tokenisation).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prefixlab.data.chat import ChatFormat, prompt_ids, render
+from prefixlab.errors import UserError
+from prefixlab.records import ArmSample, Record, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ArmCheck(Record):
+    """What was found in the ids and labels of one arm."""
+
+    arm: str
+    n: int
+    n_treated: int
+    n_prefix_in_ids: int
+    """Treated samples whose prefix span decodes to the prefix, at its place."""
+    n_equal_reference: int
+    """Untreated samples whose ids and labels equal those of r000."""
+    n_untreated: int
+    n_straddling: int
+    """Tokens that cover the border of two spans."""
+    n_bad_end: int
+    """Samples that do not end with the end-of-turn token, supervised."""
+    n_prompt_differs: int
+    """Samples whose ids do not start with exactly what inference sends."""
+    n_prompt_supervised: int
+    """Samples with loss on a prompt token: always 0 in a sound arm."""
+    prefix_tokens_mean: float
+    """Mean tokens of a treated sample's prefix span."""
+    supervised_share: float
+    """Supervised tokens / all tokens."""
+    tokens: int
+    longest: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the arm may be trained on."""
+        return (
+            self.n_prefix_in_ids == self.n_treated
+            and self.n_equal_reference == self.n_untreated
+            and not (self.n_bad_end or self.n_prompt_differs or self.n_prompt_supervised)
+        )
+
+
+class TreatmentCheck(Record):
+    """All arms of one capability under one tokenizer."""
+
+    model: str
+    capability: str
+    arms: tuple[ArmCheck, ...]
+    identical: tuple[tuple[str, str], ...]
+    """Pairs of arms whose (ids, labels) are the same throughout."""
+
+    def problems(self) -> list[str]:
+        """One sentence for each thing that must not be; empty if training may start."""
+        found = [
+            f"arm {a.arm!r}: {a.n_prefix_in_ids} of {a.n_treated} treated samples carry their prefix in the ids, "
+            f"{a.n_equal_reference} of {a.n_untreated} untreated ones equal r000, {a.n_bad_end} end wrongly, "
+            f"{a.n_prompt_differs} prompts differ from inference, {a.n_prompt_supervised} have loss on the prompt"
+            for a in self.arms
+            if not a.ok
+        ]
+        declared = [pair for pair in self.identical if "native" not in pair]
+        found += [f"arms {a!r} and {b!r} are the same ids and labels" for a, b in declared]
+        return found
+
+
+def render_arm(
+    rows: Sequence[ArmSample],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    *,
+    max_length: int,
+    no_reasoning: str,
+) -> list[Rendered]:
+    """Render every sample of an arm."""
+    rule = "empty" if no_reasoning == "empty" else "refuse"
+    return [render(r, tokenizer, chat, max_length=max_length, no_reasoning=rule) for r in rows]
+
+
+def _prefix_found(row: ArmSample, rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the prefix span's ids decode to the prefix (a straddling last token may take its tail along)."""
+    span = rendered.span("prefix")
+    if span is None:
+        return False
+    text = tokenizer.decode(list(rendered.ids[span.start : span.end]), clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text == row.prefix or (rendered.straddling > 0 and bool(text.strip()) and row.prefix.startswith(text))
+
+
+def check_arm(
+    name: str,
+    rows: Sequence[ArmSample],
+    rendered: Sequence[Rendered],
+    reference: Mapping[str, Rendered],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+) -> ArmCheck:
+    """Check one arm against r000, whose rendered samples are given by id."""
+    found = equal = bad_end = differs = supervised_prompt = prefix_tokens = 0
+    for row, sample in zip(rows, rendered, strict=True):
+        if row.treated:
+            found += _prefix_found(row, sample, tokenizer)
+            span = sample.span("prefix")
+            prefix_tokens += span.end - span.start if span else 0
+        else:
+            other = reference[row.sample.id]
+            equal += (sample.ids, sample.labels) == (other.ids, other.labels)
+        bad_end += not (sample.ids[-1] == sample.labels[-1] == chat.end_id)
+        if row.position != "user" or not row.treated:
+            sent = prompt_ids(tokenizer, row.sample.messages)
+            differs += list(sample.ids[: len(sent)]) != sent
+            supervised_prompt += any(label != -100 for label in sample.labels[: len(sent)])
+        else:
+            response = next(s for s in sample.spans if s.name in ("reasoning", "answer"))
+            supervised_prompt += any(label != -100 for label in sample.labels[: response.start])
+    tokens = sum(len(r.ids) for r in rendered)
+    treated = sum(r.treated for r in rows)
+    return ArmCheck(
+        arm=name,
+        n=len(rows),
+        n_treated=treated,
+        n_prefix_in_ids=found,
+        n_equal_reference=equal,
+        n_untreated=len(rows) - treated,
+        n_straddling=sum(r.straddling for r in rendered),
+        n_bad_end=bad_end,
+        n_prompt_differs=differs,
+        n_prompt_supervised=supervised_prompt,
+        prefix_tokens_mean=prefix_tokens / treated if treated else 0.0,
+        supervised_share=sum(r.n_supervised for r in rendered) / tokens,
+        tokens=tokens,
+        longest=max(len(r.ids) for r in rendered),
+    )
+
+
+def check_arms(
+    arms: Mapping[str, Sequence[ArmSample]],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    *,
+    model: str,
+    capability: str,
+    max_length: int,
+    no_reasoning: str,
+) -> TreatmentCheck:
+    """Render and check all arms of a capability.
+
+    Raises:
+        UserError: A sample cannot be rendered (its id and the reason).
+    """
+    if "r000" not in arms:
+        raise UserError("the treatment check needs the arm r000 to compare with")
+    rendered = {
+        name: render_arm(rows, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning)
+        for name, rows in arms.items()
+    }
+    reference = {r.id: r for r in rendered["r000"]}
+    keys = {
+        name: frozenset((r.id, r.ids, r.labels) for r in samples) for name, samples in rendered.items()
+    }
+    names = list(arms)
+    same = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if keys[a] == keys[b]]
+    checks = [
+        check_arm(name, arms[name], rendered[name], reference if name != "native" else {r.id: r for r in rendered[name]},
+                  tokenizer, chat)
+        for name in names
+    ]
+    return TreatmentCheck(model=model, capability=capability, arms=tuple(checks), identical=tuple(same))

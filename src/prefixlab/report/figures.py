@@ -1,0 +1,97 @@
+"""Charts, each defined once in Vega-Altair and used on the page and as SVG."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from prefixlab.analysis.results import BASE, REFERENCE, ResultRow
+from prefixlab.report.tables import pooled
+
+TREATMENT, CONTROL, UNTUNED = "#0072B2", "#D55E00", "#6b7280"
+"""From the Okabe-Ito palette, distinct for colour-blind readers."""
+
+
+def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
+    """Metric against ratio with intervals; controls as marks at their ratio, the base model as a line.
+
+    Args:
+        rows: Pooled rows of one model, capability, suite, condition and metric.
+        title: Shown above.
+
+    Returns:
+        A Vega-Lite specification, or None if fewer than two arms were measured.
+    """
+    points = []
+    for r in rows:
+        if r.value is None or r.arm == BASE:
+            continue
+        group = "control" if r.control else "prefix"
+        points.append(
+            {
+                "ratio": 100 * (r.ratio or 0.0),
+                "value": 100 * r.value,
+                "low": None if r.ci_low is None else 100 * r.ci_low,
+                "high": None if r.ci_high is None else 100 * r.ci_high,
+                "arm": r.arm,
+                "kind": f"{r.control} control" if r.control else "prefix",
+                "group": group,
+                "n": r.n_prompts,
+            }
+        )
+    if len(points) < 2:
+        return None
+    kinds = sorted({str(p["kind"]) for p in points}, key=lambda k: (k != "prefix", k))
+    palette = [TREATMENT, CONTROL, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"][: len(kinds)]
+    color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette), title=None)
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("ratio:Q", title="samples with the prefix (%)", scale=alt.Scale(domain=[-4, 104], nice=False)),
+        tooltip=["arm:N", alt.Tooltip("value:Q", format=".1f"), alt.Tooltip("low:Q", format=".1f"),
+                 alt.Tooltip("high:Q", format=".1f"), "n:Q"],
+    )
+    metric = rows[0].metric.replace("_", " ")
+    y = alt.Y("value:Q", title=f"{metric} (%)", scale=alt.Scale(zero=False, padding=8))
+    layers: list[Any] = [
+        base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=f"{metric} (%)"), y2="high:Q", color=color),
+        base.transform_filter("datum.group == 'prefix'").mark_line(strokeWidth=2).encode(y=y, color=color),
+        base.mark_point(filled=True, size=80, opacity=1).encode(
+            y=y, color=color, shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds), title=None)
+        ),
+    ]
+    untuned = next((r for r in rows if r.arm == BASE and r.value is not None), None)
+    if untuned is not None and untuned.value is not None:
+        line = alt.Chart(alt.Data(values=[{"value": 100 * untuned.value, "label": "base, untuned"}]))
+        layers.append(line.mark_rule(strokeDash=[5, 4], color=UNTUNED).encode(y="value:Q"))
+        layers.append(line.mark_text(align="right", dx=-2, dy=-6, color=UNTUNED, x="width").encode(y="value:Q", text="label:N"))
+    chart = alt.layer(*layers).properties(width=300, height=220, title=title).configure_legend(orient="bottom")
+    spec: dict[str, Any] = chart.to_dict()
+    return spec
+
+
+def curves(rows: Sequence[ResultRow]) -> dict[str, dict[str, Any]]:
+    """One chart a model, capability, suite, condition and metric, by file name."""
+    groups: dict[tuple[str, ...], list[ResultRow]] = {}
+    for r in pooled(rows):
+        groups.setdefault((r.model, r.capability, r.suite, r.condition, r.metric), []).append(r)
+    several = len({r.model for r in rows}) > 1
+    charts = {}
+    for (model, capability, suite, condition, metric), group in groups.items():
+        title = f"trained for {capability}: {metric} on {suite}"
+        title += "" if condition == "bare" else f", {condition}"
+        title += f" ({model})" if several else ""
+        spec = curve(group, title)
+        if spec is not None and any(r.arm == REFERENCE for r in group):
+            name = "-".join(p for p in ("curve", model if several else "", capability, suite, condition, metric) if p)
+            charts["".join(c if c.isalnum() or c in "-_" else "_" for c in name)] = spec
+    return charts
+
+
+def svg(spec: dict[str, Any]) -> str:
+    """A chart as SVG text."""
+    return str(vl_convert.vegalite_to_svg(spec))
+
+
+def javascript() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, for a page without a network."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))

@@ -1,0 +1,208 @@
+"""The report: one HTML page that needs no network and opens from the file system.
+
+Model output is hostile text: it travels as JSON with "<" escaped and reaches the page through textContent only.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import polars
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from prefixlab.analysis.results import BASE, CellScores
+from prefixlab.records import SampleScore
+from prefixlab.report import figures, tables
+from prefixlab.report.tables import RunData
+
+
+def embed(value: Any) -> Markup:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+
+
+def _arm_label(cell: CellScores) -> str:
+    return cell.info.arm if cell.seed is None or cell.seed == 0 else f"{cell.info.arm} (seed {cell.seed})"
+
+
+def _completion(row: SampleScore) -> dict[str, Any]:
+    return {
+        "text": row.prefill + row.completion,
+        "prefill": len(row.prefill),
+        "value": row.value,
+        "status": row.status,
+        "answer": row.answer,
+    }
+
+
+def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
+    """Side by side: one entry a capability, suite, condition, with every arm's completion of every prompt."""
+    groups: dict[tuple[str, ...], list[CellScores]] = {}
+    for cell in cells:
+        if cell.rows is not None:
+            groups.setdefault((cell.model, cell.capability, cell.suite, cell.condition), []).append(cell)
+    found = []
+    for (model, capability, suite, condition), members in groups.items():
+        prompts: dict[str, dict[str, Any]] = {}
+        for index, cell in enumerate(members):
+            for row in cell.rows or ():
+                if row.epoch != 1:
+                    continue
+                entry = prompts.setdefault(
+                    row.item,
+                    {"prompt": row.prompt, "target": row.target, "kind": row.kind, "metric": row.metric,
+                     "arms": [None] * len(members)},
+                )
+                entry["arms"][index] = _completion(row)
+        found.append(
+            {
+                "name": f"{capability} · {suite} · {condition}" + ("" if len({c.model for c in cells}) == 1 else f" · {model}"),
+                "arms": [_arm_label(c) for c in members],
+                "prompts": [prompts[k] for k in sorted(prompts)],
+            }
+        )
+    return found
+
+
+def token_samples(data: RunData) -> list[dict[str, Any]]:
+    """Held-out samples with every arm's token losses, one entry a capability and sample."""
+    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for step in data.plan["steps"]:
+        if step["kind"] != "tokens" or step["slug"] not in data.folders:
+            continue
+        config = step["config"]
+        arm = config["arm"]["arm"] + (f" (seed {config['seed']})" if config["seed"] else "")
+        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet")
+        for (sample, rendering), rows in table.group_by(["sample", "rendering"], maintain_order=True):
+            key = (config["model"]["name"], config["capability"], str(sample), str(rendering))
+            entry = found.setdefault(
+                key,
+                {
+                    "name": f"{config['capability']} · {sample}",
+                    "rendering": rendering,
+                    "tokens": rows["token"].to_list(),
+                    "spans": rows["span"].to_list(),
+                    "arms": {},
+                },
+            )
+            entry["arms"][arm] = {
+                "loss": [round(x, 3) for x in rows["loss"].to_list()],
+                "gradient": [round(x, 3) for x in rows["logit_gradient"].to_list()],
+            }
+    return [found[k] for k in found]
+
+
+def span_means(data: RunData) -> list[dict[str, Any]]:
+    """Mean token loss and logit gradient by capability, arm, rendering and span: samples weigh equally."""
+    rows = []
+    for step in data.plan["steps"]:
+        if step["kind"] != "tokens" or step["slug"] not in data.folders:
+            continue
+        config = step["config"]
+        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet")
+        means = (
+            table.group_by(["rendering", "span", "sample"])
+            .agg(polars.col("loss").mean(), polars.col("logit_gradient").mean())
+            .group_by(["rendering", "span"])
+            .agg(polars.col("loss").mean(), polars.col("logit_gradient").mean(), polars.len().alias("n"))
+            .sort(["rendering", "span"])
+        )
+        for row in means.to_dicts():
+            rows.append({"capability": config["capability"], "arm": config["arm"]["arm"], "seed": config["seed"], **row})
+    return rows
+
+
+def banners(data: RunData) -> list[str]:
+    """What a reader must know before any number."""
+    found = []
+    notes = [f"{m['name']}: {m['note']}" for m in data.plan["models"] if m["note"]]
+    if any("smollm2-135m" in m["name"] or "tiny" in m["name"] for m in data.plan["models"]):
+        found.append("A 135M model (or smaller) on toy tasks says nothing about R1 models: read this as a test of the tool.")
+    found += notes
+    if any(r.is_proxy for r in data.results):
+        found.append("Safety is judged by word rules, a proxy: no human and no guard model has looked at the completions.")
+    if len(data.study.seeds) == 1:
+        found.append("One training seed: how much a result would move with another seed is unknown.")
+    rows = tables.pooled(data.results)
+    for what, count in (("truncated", "n_truncated"), ("invalid", "n_invalid")):
+        bad = [r for r in rows if r.n and getattr(r, count) / max(r.n + r.n_invalid, 1) > 0.02]
+        if bad:
+            worst = max(bad, key=lambda r: getattr(r, count) / (r.n + r.n_invalid))
+            share = getattr(worst, count) / (worst.n + worst.n_invalid)
+            found.append(
+                f"More than 2% of the completions are {what} in {len(bad)} of {len(rows)} rows "
+                f"(worst: {worst.arm}, {worst.capability}, {worst.suite}: {100 * share:.0f}%)."
+            )
+    missing = [s["slug"] for s in data.plan["steps"] if s["slug"] not in data.folders]
+    if missing:
+        found.append(f"This run is not complete: {len(missing)} of {len(data.plan['steps'])} steps are missing, first {missing[0]}.")
+    return found
+
+
+def _checks(data: RunData) -> list[dict[str, Any]]:
+    found = []
+    for step in data.plan["steps"]:
+        if step["kind"] == "check" and step["slug"] in data.folders:
+            found.append(json.loads((data.folders[step["slug"]] / "check.json").read_text(encoding="utf-8")))
+    return found
+
+
+def _removed(data: RunData) -> dict[str, int]:
+    """Training samples taken out because they are test prompts, by capability."""
+    return {
+        s["config"]["capability"]: len(json.loads((data.folders[s["slug"]] / "data.json").read_text())["overlap"])
+        for s in data.plan["steps"]
+        if s["kind"] == "data" and s["slug"] in data.folders
+    }
+
+
+def build_report(data: RunData, folder: Path) -> None:
+    """Write index.html and figures/*.svg.
+
+    Args:
+        data: From study.run.
+        folder: Report folder; made if missing.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    charts = figures.curves(data.results)
+    for name, spec in charts.items():
+        (folder / "figures" / f"{name}.svg").write_text(figures.svg(spec), encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("prefixlab.report") / "templates" / "report.html.j2").read_text("utf-8"))
+    env_file = data.root / "env.json"
+    by_kind: dict[str, float] = {}
+    for slug, seconds in data.seconds.items():
+        by_kind[slug.split("-")[0]] = by_kind.get(slug.split("-")[0], 0.0) + seconds
+    page = template.render(
+        study=data.study,
+        verdicts=data.verdicts,
+        banners=banners(data),
+        header=tables.HEADER,
+        rows=tables.text_rows(data.results),
+        is_base=[r.arm == BASE for r in tables.pooled(data.results)],
+        charts=embed(charts),
+        chart_names=list(charts),
+        contrasts=[c for c in data.contrasts if c.primary or c.comparison == "trend"],
+        percent=tables.percent,
+        interval=tables.interval,
+        p_text=tables.p_text,
+        completions=embed(completions(data.cells)),
+        tokens=embed(token_samples(data)),
+        span_means=span_means(data),
+        checks=_checks(data),
+        removed=_removed(data),
+        plan=data.plan,
+        environment=json.loads(env_file.read_text()) if env_file.exists() else {},
+        study_yaml=(data.root / "study.yaml").read_text(encoding="utf-8"),
+        seconds=by_kind,
+        version=version("prefixlab"),
+        vega=Markup(figures.javascript().replace("</script", "<\\/script")),  # noqa: S704
+    )
+    scratch = folder / ".index.html.new"
+    scratch.write_text(page, encoding="utf-8", errors="replace")
+    scratch.replace(folder / "index.html")

@@ -1,0 +1,323 @@
+"""Turn a study into a plan: every step, before anything runs.
+
+What the machine decides (dtype, attention, threads) is resolved here, once, and obeyed on resume.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
+
+from prefixlab.analysis import stats
+from prefixlab.analysis.results import BASE, ArmInfo
+from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfig
+from prefixlab.data.arms import ArmSpec, arm_specs
+from prefixlab.data.chat import chat_format, prompt_ids
+from prefixlab.data.overlap import remove_overlap
+from prefixlab.data.prefixes import load_set
+from prefixlab.data.sources import read_samples
+from prefixlab.errors import UserError
+from prefixlab.evals.judges import PROXIES
+from prefixlab.evals.suites import find_suite, load_items
+from prefixlab.model.load import load_tokenizer, resolve_model
+from prefixlab.model.machine import resolve
+from prefixlab.model.train import Recipe, recipe
+from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
+from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+class _Speed:
+    """Predicted seconds from FLOPs (docs/methods.md, "Predicted time"); a guess for people, never a setting."""
+
+    def __init__(self, ref: ModelRef, hardware: Resolved, rank: int) -> None:
+        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+        d, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+        heads = config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or d // heads
+        kv = config.num_key_value_heads * dim
+        self.linear = layers * (2 * d * heads * dim + 2 * d * kv + 3 * d * inner)
+        self.head = config.vocab_size * d
+        self.lora = 6 * rank * layers * 4 * d
+        per_thread = 30e9 if hardware.dtype == "float32" else 200e9
+        self.rate = per_thread * hardware.threads if hardware.device == "cpu" else 1e14
+
+    def train(self, tokens: float, supervised: float) -> float:
+        """Forward and backward over `tokens`, head over the supervised ones."""
+        return (tokens * (4 * self.linear + self.lora) + supervised * 4 * self.head) / self.rate + 1
+
+    def generate(self, prefill: float, decoded: float) -> float:
+        """Prefill and decoding; decoding reads all weights for few tokens and runs at half the rate."""
+        return (prefill * 2 * self.linear + decoded * 2 * 2 * (self.linear + self.head)) / self.rate + 2
+
+
+class _Planner:
+    """Collects the steps of one study."""
+
+    def __init__(self, study: Study, hardware: Resolved) -> None:
+        self.study, self.hardware = study, hardware
+        self.recipe: Recipe = recipe(study.training)
+        self.steps: list[Step] = []
+        self.refs = tuple(resolve_model(name) for name in study.models)
+        self.tokenizers = {ref.name: load_tokenizer(ref) for ref in self.refs}
+        self.speeds = {ref.name: _Speed(ref, hardware, self.recipe.r) for ref in self.refs}
+        self.items: dict[str, list[EvalItem]] = {}
+        self.summary: dict[str, Any] = {}
+        self.base_evals: dict[str, Step] = {}
+
+    def add(self, step: Step) -> Step:
+        self.steps.append(step)
+        return step
+
+    def suite_items(self, config: SuiteConfig) -> list[EvalItem]:
+        key = config.model_dump_json()
+        if key not in self.items:
+            self.items[key] = load_items(config)
+        return self.items[key]
+
+    def capability(self, name: str, config: CapabilityConfig) -> None:
+        """All steps of one capability."""
+        data, held = read_samples(config.data, name)
+        tests = [item for suite in config.suites for item in self.suite_items(suite)]
+        kept, hits = remove_overlap(data, tests)
+        first = self.tokenizers[self.study.models[0]]
+        specs = arm_specs(
+            [a for a in self.study.arms if a.capabilities is None or name in a.capabilities],
+            name,
+            native=self.study.native,
+            count_tokens=lambda text: len(first(text, add_special_tokens=False)["input_ids"]),
+        )
+        source = self.add(
+            make_step(
+                "data",
+                name,
+                {
+                    "capability": name,
+                    "data": config.data.model_dump(mode="json"),
+                    "content": content_hash([s.model_dump() for s in data + held]),
+                    "suites": [s.model_dump(mode="json") for s in config.suites],
+                    "tests": content_hash([t.model_dump() for t in tests]),
+                },
+                {},
+            )
+        )
+        arms = {
+            spec.name: self.add(
+                make_step(
+                    "arms",
+                    f"{name}-{spec.name}",
+                    {
+                        "capability": name,
+                        "spec": spec.model_dump(mode="json"),
+                        "assignment": self.study.assignment,
+                        "tokenizer": self.refs[0].model_dump(mode="json"),
+                    },
+                    {"data": source},
+                )
+            )
+            for spec in specs
+        }
+        self.summary[name] = {
+            "samples": len(kept),
+            "removed_as_overlap": len(hits),
+            "held_out": len(held),
+            "arms": [s.name for s in specs],
+            "tests": {s.suite: len(self.suite_items(s)) for s in config.suites},
+            "detectable_at_20_percent_discordant": {
+                s.suite: stats.detectable(len(self.suite_items(s)), 0.2) for s in config.suites
+            },
+        }
+        for ref in self.refs:
+            self.cells(name, config, ref, source, specs, arms, kept)
+
+    def cells(
+        self,
+        name: str,
+        config: CapabilityConfig,
+        ref: ModelRef,
+        source: Step,
+        specs: Sequence[ArmSpec],
+        arms: Mapping[str, Step],
+        kept: Sequence[Sample],
+    ) -> None:
+        """Check, training, evaluation and token loss of one capability on one model."""
+        shared: dict[str, Any] = {
+            "capability": name,
+            "model": ref.model_dump(mode="json"),
+            "hardware": self.hardware.model_dump(mode="json", exclude={"why"}),
+        }
+        rendering = {"max_length": self.recipe.max_length, "no_reasoning": config.no_reasoning}
+        check = self.add(make_step("check", f"{_slug(ref.name)}-{name}", {**shared, **rendering}, arms))
+        treatment = next(s.treatment for s in specs if s.treatment is not None)
+        position = next(s.position for s in specs if s.position is not None)
+        tokens, supervised = _token_counts(kept, self.tokenizers[ref.name])
+        seconds = self.speeds[ref.name].train(tokens * self.recipe.epochs, supervised * self.recipe.epochs)
+        prompting = {"treatment": treatment.model_dump(mode="json"), "position": position}
+        tests = [(suite, condition) for suite in config.suites for condition in self.study.conditions]
+        for suite, condition in tests:
+            bare = {**shared, "capability": None if condition == "bare" else name}
+            self.evaluation(bare, name, ref, None, None, None, suite, condition, prompting, check)
+        self.tokens(shared, name, ref, source, None, None, None, prompting, rendering, check)
+        for seed in self.study.seeds:
+            for spec in specs:
+                train = self.add(
+                    make_step(
+                        "train",
+                        f"{_slug(ref.name)}-{name}-{spec.name}-s{seed}",
+                        {**shared, **rendering, "recipe": self.recipe.model_dump(mode="json"), "seed": seed, "key": name},
+                        {"arm": arms[spec.name]},
+                        (check,),
+                        seconds,
+                    )
+                )
+                for suite, condition in tests:
+                    self.evaluation(shared, name, ref, train, spec, seed, suite, condition, prompting, check)
+                self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
+
+    def evaluation(
+        self,
+        shared: dict[str, Any],
+        name: str,
+        ref: ModelRef,
+        train: Step | None,
+        spec: ArmSpec | None,
+        seed: int | None,
+        suite: SuiteConfig,
+        condition: str,
+        prompting: dict[str, Any],
+        check: Step,
+    ) -> None:
+        """One suite under one condition; the bare base model is evaluated once for all capabilities."""
+        about = find_suite(suite.suite)
+        items = self.suite_items(suite)
+        config = {
+            **shared,
+            "arm": arm_info(spec).model_dump(mode="json"),
+            "seed": seed,
+            "suite": suite.model_dump(mode="json"),
+            "protocol": about.protocol,
+            "items": content_hash([i.model_dump() for i in items]),
+            "metrics": {m.name: m.higher_is_better for m in about.metrics},
+            "kinds": {m.name: m.kind for m in about.metrics},
+            "condition": condition,
+            "prompting": None if condition == "bare" else prompting,
+            "judge": self.study.judge if about.judged else None,
+            "is_proxy": about.judged and self.study.judge in PROXIES,
+        }
+        where = _slug(ref.name) + (f"-{name}-{spec.name}-s{seed}" if spec else f"-{BASE}")
+        seconds = self.speeds[ref.name].generate(len(items) * 30, len(items) * suite.epochs * suite.max_tokens * 0.6)
+        step = make_step(
+            "eval",
+            f"{where}-{suite.suite}-{condition}",
+            config,
+            {"adapter": train} if train else {},
+            (check,),
+            seconds,
+        )
+        if step.slug not in self.base_evals:
+            self.add(step)
+            if spec is None:
+                self.base_evals[step.slug] = step
+
+    def tokens(
+        self,
+        shared: dict[str, Any],
+        name: str,
+        ref: ModelRef,
+        source: Step,
+        train: Step | None,
+        spec: ArmSpec | None,
+        seed: int | None,
+        prompting: dict[str, Any],
+        rendering: dict[str, Any],
+        check: Step,
+    ) -> None:
+        """Token loss of held-out samples, without and with the treatment's prefix."""
+        count = self.study.analysis.tokens.samples
+        if not count:
+            return
+        where = f"{_slug(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
+        config = {
+            **shared,
+            **rendering,
+            "arm": arm_info(spec).model_dump(mode="json"),
+            "seed": seed,
+            "samples": count,
+            "prompting": prompting,
+        }
+        inputs = {"data": source, "adapter": train} if train else {"data": source}
+        self.add(make_step("tokens", where, config, inputs, (check,), 3.0))
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")[-40:]
+
+
+def arm_info(spec: ArmSpec | None) -> ArmInfo:
+    """What results say of an arm; the base model for None."""
+    if spec is None:
+        return ArmInfo(arm=BASE, ratio=None, position=None, prefix_set=None, control=None, loss_scope=None)
+    return ArmInfo(
+        arm=spec.name,
+        ratio=spec.ratio,
+        position=spec.position,
+        prefix_set=spec.treatment.name if spec.treatment else None,
+        control=spec.control,
+        loss_scope=spec.loss,
+    )
+
+
+def _token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[float, float]:
+    """Tokens and supervised tokens of a data set without prefix, from at most 200 samples."""
+    some = samples[:200]
+    prompts = sum(len(prompt_ids(tokenizer, s.messages)) for s in some)
+    texts = [(s.reasoning or "") + s.answer for s in some]
+    responses = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in texts)
+    scale = len(samples) / len(some)
+    return (prompts + responses) * scale, responses * scale
+
+
+def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None] = lambda text: None) -> Plan:
+    """Plan a study.
+
+    Args:
+        study: Validated study.
+        stored: The run folder's earlier plan: its hardware choices are obeyed unless the study asks for others.
+        progress: Told what is being done.
+
+    Raises:
+        UserError: A model, data set, suite or prefix set that cannot be had.
+    """
+    for name, capability in study.capabilities.items():
+        for i, suite in enumerate(capability.suites):
+            about = find_suite(suite.suite, f"capabilities.{name}.suites[{i}]")
+            if capability.primary.suite == suite.suite and capability.primary.metric not in {m.name for m in about.metrics}:
+                raise UserError(
+                    f"capabilities.{name}.primary.metric {capability.primary.metric!r}: suite {suite.suite!r} reports "
+                    f"{', '.join(m.name for m in about.metrics)}"
+                )
+    for entry in study.arms:
+        load_set(entry.prefixes)
+    asked = study.hardware.model_dump(mode="json")
+    hardware = stored.hardware if stored and stored.hardware_asked == asked else resolve(HardwareConfig(**asked))
+    progress("loading models' tokenizers and data")
+    planner = _Planner(study, hardware)
+    for name in study.capabilities:
+        chat_format(planner.tokenizers[study.models[0]])
+        planner.capability(name, study.capabilities[name])
+    return Plan(
+        study=study.name,
+        signature=signature(study),
+        hardware=hardware,
+        hardware_asked=asked,
+        models=planner.refs,
+        steps=tuple(_ordered(planner.steps)),
+        summary=planner.summary,
+    )
+
+
+def _ordered(steps: Sequence[Step]) -> list[Step]:
+    """Data, arms and checks of every capability first, so that a mistake shows before hours of training."""
+    early = {"data": 0, "arms": 1, "check": 2}
+    return sorted(steps, key=lambda s: early.get(s.kind, 3))

@@ -1,0 +1,290 @@
+"""Run a study: plan it, do what is missing, then write results, contrasts and the report.
+
+A rerun of a finished study imports neither torch nor transformers.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from prefixlab.analysis.results import (
+    ArmInfo,
+    CellScores,
+    ContrastRow,
+    Primary,
+    ResultRow,
+    contrasts,
+    results,
+    verdicts,
+)
+from prefixlab.config import Study, parse_study
+from prefixlab.errors import StepError, UserError
+from prefixlab.evals.scores import read_scores
+from prefixlab.records import Record
+from prefixlab.report.page import build_report
+from prefixlab.report.tables import RunData, write_table
+from prefixlab.study.steps import Plan, Step, signature
+from prefixlab.study.store import Store, write_text
+
+OUTPUTS = ("results.parquet", "results.csv", "contrasts.parquet", "contrasts.csv", "verdicts.json", "report/index.html")
+
+
+class Outputs(Record):
+    """What results and report were made from; they are made again when it changes."""
+
+    signature: str
+    steps: dict[str, str]
+    """Slug -> id of the finished steps."""
+
+
+@dataclass
+class Outcome:
+    """What a run did."""
+
+    ran: list[str] = field(default_factory=list)
+    reused: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def load_plan(store: Store) -> Plan | None:
+    """The stored plan; None if there is none or it was written by other code and cannot be read."""
+    try:
+        return Plan.model_validate_json((store.root / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def current_plan(study: Study, store: Store, say: Callable[[str], None]) -> Plan:
+    """The stored plan where study, inputs and code are unchanged, else a new one (not yet stored)."""
+    stored = load_plan(store)
+    if stored is not None and stored.signature == signature(study):
+        return stored
+    from prefixlab.study.plan import make_plan  # noqa: PLC0415  (torch; not needed to reuse a plan)
+
+    return make_plan(study, stored, say)
+
+
+def environment() -> dict[str, Any]:
+    """env.json: versions and machine."""
+    from prefixlab.model.machine import describe  # noqa: PLC0415  (torch; not needed on a rerun)
+
+    names = ("torch", "transformers", "peft", "accelerate", "inspect-ai", "reasoning-gym", "polars", "scipy", "prefixlab")
+    return {
+        "machine": describe(),
+        "versions": {n: version(n) for n in names},
+        "python": platform.python_version(),
+        "command": " ".join(["prefixlab", *sys.argv[1:]]),
+    }
+
+
+class _Bar:
+    """One progress bar over the predicted seconds of all pending steps, with time left."""
+
+    def __init__(self, steps: list[Step], console: Console) -> None:
+        self.total = sum(max(s.predicted_seconds, 0.2) for s in steps)
+        self.finished, self.started = 0.0, time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=self.total, left="")
+
+    def show(self, step: Step, share: float, place: str) -> None:
+        done = self.finished + max(step.predicted_seconds, 0.2) * share
+        spent = time.monotonic() - self.started
+        left = f"about {_duration(spent / done * (self.total - done))} left" if done > 0.05 * self.total else ""
+        self.bar.update(self.task, completed=done, description=f"{place} {step.slug[:-9]}", left=left)
+
+    def finish(self, step: Step) -> None:
+        self.finished += max(step.predicted_seconds, 0.2)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False) -> tuple[RunData, Outcome]:
+    """Do everything of a study that is not done yet.
+
+    Args:
+        study: Validated study.
+        out: Run folder; made if missing, resumed if it holds this study.
+        console: For messages and progress.
+        quiet: No messages and no progress bar.
+
+    Raises:
+        UserError: A mistake in study, data, folder or machine; finished steps are kept.
+    """
+    started, outcome, store = time.perf_counter(), Outcome(), Store(out)
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(text, highlight=False, markup=False)
+
+    with store.locked():
+        changed = store.adopt(study)
+        if changed:
+            say(f"the study changed since the last run ({', '.join(changed)}); finished steps that still apply are reused")
+        store.sweep()
+        stored = load_plan(store)
+        plan = current_plan(study, store, say)
+        if stored is None or plan.signature != stored.signature:
+            write_text(out / "plan.json", plan.model_dump_json(indent=1) + "\n")
+        pending = []
+        for step in plan.steps:
+            state = store.state(step.slug)
+            if state == "done":
+                outcome.reused += 1
+                continue
+            if state == "broken":
+                say(f"step {step.slug} is half-written or damaged; doing it again")
+            pending.append(step)
+        if pending:
+            say(f"{len(pending)} of {len(plan.steps)} steps to do, {outcome.reused} done already")
+            _work(plan, pending, store, outcome, console, quiet)
+        data = _finish(study, plan, store, outcome)
+    outcome.seconds = time.perf_counter() - started
+    return data, outcome
+
+
+def _work(plan: Plan, pending: list[Step], store: Store, outcome: Outcome, console: Console, quiet: bool) -> None:
+    """Do the pending steps in order; a failed one stops only those that need it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from prefixlab.study.stages import Bench  # noqa: PLC0415  (torch, Inspect; not needed on a rerun)
+
+    write_text(store.root / "env.json", _json(environment()))
+    bench, bar = Bench(store.folder), _Bar(pending, console)
+    done = {s.slug for s in plan.steps} - {s.slug for s in pending}
+    bar.bar.disable = quiet
+    with bar.bar:
+        for number, step in enumerate(pending, 1):
+            place = f"[{number}/{len(pending)}]"
+            missing = [s for s in (*step.inputs.values(), *step.after) if s not in done]
+            if missing:
+                outcome.failed[step.slug] = f"needs {missing[0]}, which failed"
+                continue
+            bar.show(step, 0.0, place)
+            try:
+                with store.writing(step.slug, step.id) as folder:
+                    bench.run(step, folder, lambda share, s=step, p=place: bar.show(s, share, p))  # type: ignore[misc]
+            except StepError as error:
+                outcome.failed[step.slug] = str(error)
+                console.print(f"step {step.slug} failed: {error}", highlight=False, markup=False)
+                continue
+            done.add(step.slug)
+            outcome.ran.append(step.slug)
+            bar.finish(step)
+            bar.show(step, 0.0, place)
+    bench.close()
+
+
+def primaries(study: Study) -> Primary:
+    """Declared main comparison of each capability."""
+    return {n: (c.primary.suite, c.primary.metric, c.primary.condition) for n, c in study.capabilities.items()}
+
+
+def cell_scores(study: Study, plan: Plan, store: Store) -> list[CellScores]:
+    """Scores of every planned evaluation; unfinished ones have no rows and say so."""
+    cells = []
+    for step in plan.steps:
+        if step.kind != "eval":
+            continue
+        config = step.config
+        path = store.folder(step.slug) / "scores.jsonl"
+        rows = read_scores(path) if store.marker(step.slug) is not None else None
+        base = config["arm"]["arm"] == "base"
+        owner = [config["capability"]] if config["capability"] else list(study.capabilities)
+        for capability in owner:
+            if config["suite"] not in [s.model_dump(mode="json") for s in study.capabilities[capability].suites]:
+                continue
+            cells.append(
+                CellScores(
+                    model=config["model"]["name"],
+                    capability=capability,
+                    info=ArmInfo.model_validate(config["arm"]),
+                    seed=None if base else config["seed"],
+                    suite=config["suite"]["suite"],
+                    protocol=config["protocol"],
+                    condition=config["condition"],
+                    metrics=config["metrics"],
+                    kinds=config["kinds"],
+                    judge=config["judge"],
+                    is_proxy=config["is_proxy"],
+                    k=config["suite"]["epochs"],
+                    rows=rows,
+                    status="measured" if rows is not None else "missing",
+                )
+            )
+    return cells
+
+
+def gather(study: Study, plan: Plan, store: Store) -> RunData:
+    """Results, contrasts and verdicts of what is finished, with what the report needs beside them."""
+    cells = cell_scores(study, plan, store)
+    alpha, primary = study.analysis.alpha, primaries(study)
+    declared = contrasts(cells, primary, alpha)
+    rows = results(cells, declared, alpha)
+    found = verdicts(rows, declared, primary, alpha)
+    return RunData(
+        root=store.root,
+        study=study,
+        plan=plan.model_dump(mode="json"),
+        cells=cells,
+        results=rows,
+        contrasts=declared,
+        verdicts=found,
+        folders={s.slug: store.folder(s.slug) for s in plan.steps if store.marker(s.slug) is not None},
+        seconds={s.slug: m.seconds for s in plan.steps if (m := store.marker(s.slug)) is not None},
+    )
+
+
+def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData:
+    """Write tables and report unless they stand already for exactly these steps."""
+    data = gather(study, plan, store)
+    made = Outputs(signature=plan.signature, steps={s.slug: s.id for s in plan.steps if s.slug in data.folders})
+    marker = store.root / "outputs.json"
+    if marker.exists() and marker.read_text() == made.model_dump_json() and all((store.root / o).exists() for o in OUTPUTS):
+        return data
+    write_table(store.root / "results", data.results, ResultRow)
+    write_table(store.root / "contrasts", data.contrasts, ContrastRow)
+    write_text(store.root / "verdicts.json", _json([v.model_dump() for v in data.verdicts]))
+    build_report(data, store.root / "report")
+    write_text(marker, made.model_dump_json())
+    return data
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def open_run(root: Path) -> RunData:
+    """Read a run folder without running anything.
+
+    Raises:
+        UserError: There is no run there.
+    """
+    store = Store(root)
+    plan = load_plan(store)
+    study_file = root / "study.yaml"
+    if plan is None or not study_file.exists():
+        raise UserError(f"{str(root)!r} is no run folder (study.yaml or plan.json is missing); make one with prefixlab run")
+    study = parse_study(yaml.safe_load(study_file.read_text(encoding="utf-8")), str(study_file))
+    return gather(study, plan, store)
+

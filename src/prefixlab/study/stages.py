@@ -1,0 +1,337 @@
+"""What each kind of step does: reads its inputs' folders, calls the stage's function, writes its own folder."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from prefixlab.analysis.tokens import token_rows
+from prefixlab.config import DataConfig, SuiteConfig
+from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, read_arm, write_arm
+from prefixlab.data.audit import strip_all
+from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
+from prefixlab.data.check import check_arms, render_arm
+from prefixlab.data.overlap import remove_overlap
+from prefixlab.data.prefixes import PrefixSet
+from prefixlab.data.sources import read_samples
+from prefixlab.errors import StepError
+from prefixlab.evals.provider import EvalJob, evaluate, plan_batches
+from prefixlab.evals.scores import write_scores
+from prefixlab.evals.suites import find_suite, load_items
+from prefixlab.model.attention import NAME as FAST_ATTENTION
+from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
+from prefixlab.model.load import load_model, load_tokenizer
+from prefixlab.model.train import Recipe, train_adapter
+from prefixlab.records import ArmSample, EvalItem, ModelRef, Record, Resolved, Sample
+from prefixlab.study.steps import Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tick = Callable[[float], None]
+"""Called with the finished share of a step, 0 to 1."""
+
+
+@dataclass
+class Loaded:
+    """A base model with its tokenizer, shared by all steps that use it."""
+
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: "PreTrainedTokenizerBase"
+    chat: ChatFormat
+    merge: bool
+    _open: ExitStack = field(default_factory=ExitStack)
+    _adapter: Path | None = None
+
+    @property
+    def pad(self) -> int:
+        """Padding id; hidden by masks everywhere."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.chat.end_id)
+
+    def use(self, adapter: Path | None) -> PreTrainedModel:
+        """The model with an adapter; kept applied until another one, or none, is asked for."""
+        if adapter != self._adapter:
+            self._open.close()
+            self._open = ExitStack()
+            self._open.enter_context(with_adapter(self.model, adapter, merge=self.merge))
+            self._adapter = adapter
+        return self.model
+
+
+class Proof(Record):
+    """Evidence that the adapter was in use: logits of one prompt by three routes."""
+
+    adapter: bool
+    engine_to_peft: float
+    """Largest absolute difference between the engine's logits and a separate, unmerged PEFT forward pass."""
+    engine_to_base: float
+    """Largest absolute difference between the engine's logits and the base model's."""
+
+
+class Bench:
+    """Runs steps in one process; models are loaded once."""
+
+    def __init__(self, folder: Callable[[str], Path]) -> None:
+        self._folder = folder
+        self._loaded: dict[str, Loaded] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+
+    def run(self, step: Step, out: Path, tick: Tick) -> None:
+        """Do one step.
+
+        Args:
+            step: From the plan; its inputs are done.
+            out: Empty folder to write into.
+            tick: Progress.
+        """
+        work = {
+            "data": self._data,
+            "arms": self._arms,
+            "check": self._check,
+            "train": self._train,
+            "eval": self._eval,
+            "tokens": self._tokens,
+        }
+        work[step.kind](step, out, tick)
+
+    def close(self) -> None:
+        """Take adapters off the loaded models."""
+        for loaded in self._loaded.values():
+            loaded.use(None)
+
+    def _input(self, step: Step, role: str) -> Path:
+        return self._folder(step.inputs[role])
+
+    def _tokenizer(self, ref: ModelRef) -> "PreTrainedTokenizerBase":
+        if ref.fingerprint not in self._tokenizers:
+            self._tokenizers[ref.fingerprint] = load_tokenizer(ref)
+        return self._tokenizers[ref.fingerprint]
+
+    def _load(self, config: dict[str, Any]) -> Loaded:
+        ref = ModelRef.model_validate(config["model"])
+        hardware = Resolved.model_validate({**config["hardware"], "why": ""})
+        if ref.fingerprint not in self._loaded:
+            tokenizer = self._tokenizer(ref)
+            self._loaded[ref.fingerprint] = Loaded(
+                ref, load_model(ref, hardware), tokenizer, chat_format(tokenizer), hardware.merge_adapters
+            )
+        return self._loaded[ref.fingerprint]
+
+    def _data(self, step: Step, out: Path, tick: Tick) -> None:
+        config = step.config
+        samples, held = read_samples(DataConfig.model_validate(config["data"]), config["capability"])
+        tests = [item for suite in config["suites"] for item in load_items(SuiteConfig.model_validate(suite))]
+        samples, hits = remove_overlap(samples, tests)
+        stripped, records = strip_all(samples)
+        held_stripped, _ = strip_all(held)
+        _dump(out / "native.jsonl", samples)
+        _dump(out / "stripped.jsonl", stripped)
+        _dump(out / "held_out.jsonl", held_stripped)
+        _dump(out / "strip.jsonl", records)
+        about = {"n": len(samples), "held_out": len(held), "stripped_parts": len(records), "overlap": hits}
+        (out / "data.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def _arms(self, step: Step, out: Path, tick: Tick) -> None:
+        config, data = step.config, self._input(step, "data")
+        spec = ArmSpec.model_validate(config["spec"])
+        name = "stripped" if spec.stripped else "native"
+        samples = [Sample.model_validate_json(line) for line in _lines(data / f"{name}.jsonl")]
+        records = [json.loads(line) for line in _lines(data / "strip.jsonl")]
+        tokenizer = self._tokenizer(ModelRef.model_validate(config["tokenizer"]))
+        key = config["capability"]
+        rows = build_arm(samples, spec, key, config["assignment"])
+        about = manifest(
+            rows,
+            spec,
+            key,
+            key,
+            config["assignment"],
+            len({r["id"] for r in records}),
+            lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+        write_arm(out, rows, about)
+
+    def _check(self, step: Step, out: Path, tick: Tick) -> None:
+        config = step.config
+        ref = ModelRef.model_validate(config["model"])
+        tokenizer = self._tokenizer(ref)
+        arms: dict[str, Sequence[ArmSample]] = {}
+        for name in step.inputs:
+            arms[name] = read_arm(self._input(step, name))[0]
+        found = check_arms(
+            arms,
+            tokenizer,
+            chat_format(tokenizer),
+            model=ref.name,
+            capability=config["capability"],
+            max_length=config["max_length"],
+            no_reasoning=config["no_reasoning"],
+        )
+        problems = found.problems()
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise StepError(f"treatment check of {config['capability']} failed, training does not start: {problems[0]}{more}")
+        (out / "check.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _train(self, step: Step, out: Path, tick: Tick) -> None:
+        config, loaded = step.config, self._load(step.config)
+        rows, _ = read_arm(self._input(step, "arm"))
+        model = loaded.use(None)
+        samples = render_arm(
+            rows,
+            loaded.tokenizer,
+            loaded.chat,
+            max_length=config["max_length"],
+            no_reasoning=config["no_reasoning"],
+        )
+        totals = train_adapter(
+            model,
+            samples,
+            Recipe.model_validate(config["recipe"]),
+            key=config["key"],
+            seed=config["seed"],
+            pad=loaded.pad,
+            folder=out,
+            tick=lambda done, steps: tick(done / steps),
+        )
+        (out / "train.json").write_text(json.dumps(totals, indent=1) + "\n")
+
+    def _eval(self, step: Step, out: Path, tick: Tick) -> None:
+        config, loaded = step.config, self._load(step.config)
+        suite_config = SuiteConfig.model_validate(config["suite"])
+        items = load_items(suite_config)
+        adapter = self._input(step, "adapter") / "adapter" if step.inputs else None
+        prompts = {item.id: self._prompt(item, config, loaded) for item in items}
+        plan = plan_batches(prompts, suite_config, suite_config.suite)
+        (out / "batches.json").write_text(plan.model_dump_json() + "\n", encoding="utf-8")
+        proof = prove_adapter(loaded, adapter, plan.batches[0][0].ids)
+        (out / "adapter_check.json").write_text(proof.model_dump_json(indent=1) + "\n")
+        model = loaded.use(adapter)
+        stops = frozenset({loaded.chat.end_id, int(loaded.tokenizer.eos_token_id)})  # type: ignore[arg-type]
+        done = 0
+
+        def engine(requests: Sequence[Request]) -> list[Completion]:
+            return generate(model, requests, stop_ids=stops, pad=loaded.pad)
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            tick(done / sum(map(len, plan.batches)))
+
+        metadata = {k: config[k] for k in ("capability", "arm", "seed", "condition", "protocol", "judge", "is_proxy")}
+        metadata |= {"model": loaded.ref.name, "model_note": loaded.ref.note, "merged": loaded.merge and adapter is not None}
+        job = EvalJob(
+            name=f"prefixlab/{loaded.ref.name}",
+            suite=find_suite(suite_config.suite),
+            items=items,
+            plan=plan,
+            epochs=suite_config.epochs,
+            judge=config["judge"] or "",
+            preopened=bool(loaded.chat.preopened),
+            metadata=metadata,
+        )
+        write_scores(out / "scores.jsonl", evaluate(job, engine, loaded.tokenizer, out, count))
+
+    def _prompt(self, item: EvalItem, config: dict[str, Any], loaded: Loaded) -> tuple[tuple[int, ...], str]:
+        """Prompt ids under the step's condition, and the text that was prefilled."""
+        condition, prompting = config["condition"], config["prompting"]
+        if condition == "bare":
+            return tuple(prompt_ids(loaded.tokenizer, item.messages)), ""
+        treatment = PrefixSet.model_validate(prompting["treatment"])
+        index = keyed_hash(config["capability"], item.messages[-1].content, "template") % len(treatment.templates)
+        if condition == "user_prefix":
+            messages = with_user_prefix(item.messages, treatment.text(index, "user"))
+            return tuple(prompt_ids(loaded.tokenizer, messages)), ""
+        ids, text = prefix_ids(loaded.tokenizer, treatment.text(index, "opening"))
+        return (*prompt_ids(loaded.tokenizer, item.messages), *ids), text
+
+    def _tokens(self, step: Step, out: Path, tick: Tick) -> None:
+        import polars  # noqa: PLC0415  (only this step writes a table)
+
+        config, loaded = step.config, self._load(step.config)
+        held = [Sample.model_validate_json(line) for line in _lines(self._input(step, "data") / "held_out.jsonl")]
+        held = held[: config["samples"]]
+        adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
+        treatment = PrefixSet.model_validate(config["prompting"]["treatment"])
+        position = config["prompting"]["position"]
+        model = loaded.use(adapter)
+        rows = []
+        for name, prefixes in (("r000", None), (treatment.name, treatment)):
+            spec = ArmSpec(
+                name=name,
+                prefixes=prefixes,
+                treatment=prefixes,
+                position=position if prefixes else None,
+                ratio=1.0 if prefixes else 0.0,
+                control=None,
+                loss="all",
+                stripped=True,
+            )
+            arm = build_arm(held, spec, config["capability"], "exact")
+            rendered = render_arm(
+                arm, loaded.tokenizer, loaded.chat, max_length=config["max_length"], no_reasoning=config["no_reasoning"]
+            )
+            rows += token_rows(model, rendered, name, loaded.tokenizer, pad=loaded.pad)
+        polars.DataFrame([r.model_dump() for r in rows]).write_parquet(out / "token_loss.parquet")
+
+
+def prove_adapter(loaded: Loaded, adapter: Path | None, prompt: tuple[int, ...]) -> Proof:
+    """Compare the engine's next-token logits with those of the base and of a separate PEFT forward pass.
+
+    Raises:
+        StepError: The engine's logits are the base's, or are not PEFT's.
+    """
+    base = first_logits(loaded.use(None), [prompt], loaded.pad)[0].float()
+    if adapter is None:
+        return Proof(adapter=False, engine_to_peft=0.0, engine_to_base=0.0)
+    reference = _peft_logits(loaded.model, adapter, prompt)
+    engine = first_logits(loaded.use(adapter), [prompt], loaded.pad)[0].float()
+    to_peft, to_base = float((engine - reference).abs().max()), float((engine - base).abs().max())
+    if to_base == 0 or to_peft > 0.2 * float((reference - base).abs().max()) + 1e-4:
+        raise StepError(
+            f"the adapter {adapter.parent.name} is not what answers: logits differ from the base by {to_base:.3g} and from "
+            f"a separate PEFT forward pass by {to_peft:.3g}"
+        )
+    return Proof(adapter=True, engine_to_peft=to_peft, engine_to_base=to_base)
+
+
+@contextmanager
+def _stock_attention(model: PreTrainedModel) -> Iterator[None]:
+    """transformers' own eager attention inside the block."""
+    if model.config._attn_implementation != FAST_ATTENTION:
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(FAST_ATTENTION)
+
+
+@torch.inference_mode()
+def _peft_logits(model: PreTrainedModel, adapter: Path, prompt: tuple[int, ...]) -> torch.Tensor:
+    """Next-token logits (V,) by PEFT, unmerged, and transformers' own attention."""
+    wrapped = PeftModel.from_pretrained(model, str(adapter)).eval()
+    try:
+        with _stock_attention(model):
+            out = wrapped(input_ids=torch.tensor([prompt], device=model.device), use_cache=False, logits_to_keep=1)
+    finally:
+        wrapped.unload()
+    logits: torch.Tensor = out.logits[0, -1].float()
+    return logits
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _dump(path: Path, rows: Sequence[Record]) -> None:
+    path.write_text("".join(r.model_dump_json() + "\n" for r in rows), encoding="utf-8")

@@ -1,0 +1,143 @@
+"""Steps with content-hashed ids, and the plan that lists them. Light: imports neither torch nor transformers.
+
+A step's id is the hash of its configuration, the ids of the steps it reads, the code that computes it (as a syntax
+tree, so that comments, docstrings and layout do not count) and the versions of the libraries under it.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefixlab.config import Study
+from prefixlab.data.prefixes import load_set
+from prefixlab.records import ModelRef, Record, Resolved
+
+PACKAGE = Path(__file__).parent.parent
+CODE: dict[str, tuple[str, ...]] = {
+    "data": ("data/sources", "data/audit", "data/overlap", "data/arms", "data/chat", "records"),
+    "arms": ("data/arms", "data/prefixes", "records"),
+    "check": ("data/check", "data/chat", "records"),
+    "train": ("data/chat", "data/check", "data/arms", "model/train", "model/loss", "model/attention", "model/load"),
+    "eval": (
+        "data/chat",
+        "data/arms",
+        "data/sources",
+        "evals/provider",
+        "evals/scorers",
+        "evals/judges",
+        "evals/suites",
+        "model/generate",
+        "model/attention",
+        "model/load",
+    ),
+    "tokens": ("data/chat", "data/check", "data/arms", "analysis/tokens", "model/loss", "model/attention", "model/load"),
+}
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "data": ("reasoning-gym",),
+    "arms": (),
+    "check": ("transformers", "tokenizers"),
+    "train": ("torch", "transformers", "peft", "accelerate", "tokenizers"),
+    "eval": ("torch", "transformers", "peft", "inspect-ai", "tokenizers"),
+    "tokens": ("torch", "transformers", "peft", "tokenizers"),
+}
+
+
+class Step(Record):
+    """One unit of work; its folder is RUN/steps/<slug>."""
+
+    slug: str
+    """Readable name and the first 8 digits of the id."""
+    id: str
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Role -> slug of the steps whose output is read; part of the id."""
+    after: tuple[str, ...]
+    """Slugs that must be done first but whose content does not matter (the treatment check)."""
+    predicted_seconds: float
+
+
+class Plan(Record):
+    """Everything that will run, in order."""
+
+    study: str
+    signature: str
+    """Hash of the study, its input files, the code and the libraries: a plan with the same one is reused."""
+    hardware: Resolved
+    hardware_asked: dict[str, Any]
+    models: tuple[ModelRef, ...]
+    steps: tuple[Step, ...]
+    summary: dict[str, Any]
+    """Counts for people: samples, tokens, detectable effects, by capability."""
+
+
+@cache
+def code_hash(modules: tuple[str, ...]) -> str:
+    """Hash of the syntax trees of modules, docstrings removed."""
+    found = hashlib.sha256()
+    for name in modules:
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    body[0] = ast.copy_location(ast.Pass(), body[0])
+        found.update(ast.dump(tree).encode())
+    return found.hexdigest()
+
+
+def content_hash(value: object) -> str:
+    """sha256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def make_step(
+    kind: str,
+    name: str,
+    config: dict[str, Any],
+    inputs: Mapping[str, Step],
+    after: Sequence[Step] = (),
+    seconds: float = 0.0,
+) -> Step:
+    """A step with its id."""
+    identity = {
+        "kind": kind,
+        "config": config,
+        "inputs": {role: step.id for role, step in inputs.items()},
+        "code": code_hash(CODE[kind]),
+        "libraries": {lib: version(lib) for lib in LIBRARIES[kind]},
+    }
+    ident = content_hash(identity)
+    return Step(
+        slug=f"{kind}-{name}-{ident[:8]}",
+        id=ident,
+        kind=kind,
+        config=config,
+        inputs={role: step.slug for role, step in inputs.items()},
+        after=tuple(s.slug for s in after),
+        predicted_seconds=seconds,
+    )
+
+
+def signature(study: Study) -> str:
+    """Hash of all that a plan depends on, computed without torch where the plan is reused."""
+    files: dict[str, object] = {}
+    for capability in study.capabilities.values():
+        for source in (capability.data.source, *(s.source for s in capability.suites)):
+            path = Path(source).expanduser() if source else None
+            if path and path.is_file():
+                files[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for model in study.models:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            files[model] = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
+    sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
+    modules = tuple(sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in PACKAGE.rglob("*.py")))
+    libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
+    return content_hash([study.model_dump(mode="json"), files, sets, code_hash(modules), libraries])

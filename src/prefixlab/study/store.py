@@ -1,0 +1,176 @@
+"""The run folder: steps that are written whole or not at all.
+
+A step writes into a temporary folder beside its place, is renamed into it, and its DONE marker, which lists every
+file with size and sha256, is written last. A folder without DONE, or one whose files differ from it, is not done.
+Only this package knows run folders.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal
+
+import yaml
+
+from prefixlab.config import Study
+from prefixlab.errors import UserError
+from prefixlab.records import Record
+
+DONE = "DONE"
+SCRATCH = ".writing-"
+State = Literal["done", "missing", "broken"]
+
+
+class Marker(Record):
+    """Content of a DONE file."""
+
+    id: str
+    seconds: float
+    files: dict[str, tuple[int, str]]
+    """Path below the step -> (bytes, sha256)."""
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one move, so that a reader never sees half of it."""
+    scratch = path.with_name(f".{path.name}.new")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+class Store:
+    """One run folder, held by at most one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.steps = root / "steps"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: Another run holds it, or the folder cannot be written.
+        """
+        try:
+            self.steps.mkdir(parents=True, exist_ok=True)
+            lock: IO[str] = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"run folder {str(self.root)!r} cannot be written: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"run folder {str(self.root)!r} is in use by another prefixlab run; wait for it or choose another --out"
+                ) from error
+            yield
+
+    def adopt(self, study: Study) -> list[str]:
+        """Make this folder the study's, or check that it is.
+
+        Returns:
+            Top-level keys that changed since the last run of the same study; empty for a new or unchanged one.
+
+        Raises:
+            UserError: The folder belongs to another study, or holds something else.
+        """
+        path = self.root / "study.yaml"
+        wanted = study.model_dump(mode="json")
+        if not path.exists():
+            foreign = [p.name for p in self.root.iterdir() if p.name not in ("steps", ".lock")]
+            if foreign or any(self.steps.iterdir()):
+                raise UserError(
+                    f"folder {str(self.root)!r} is not empty and holds no study.yaml ({', '.join(foreign) or 'steps'}); "
+                    "choose another --out"
+                )
+            write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+            return []
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged; restore it or choose another --out") from error
+        name = found.get("name") if isinstance(found, dict) else None
+        if name != study.name:
+            raise UserError(
+                f"run folder {str(self.root)!r} belongs to study {name!r}, not {study.name!r}; choose another --out"
+            )
+        changed = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+        if changed:
+            write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        return changed
+
+    def folder(self, slug: str) -> Path:
+        """Where a step lives."""
+        return self.steps / slug
+
+    def marker(self, slug: str) -> Marker | None:
+        """The DONE marker, or None where there is none that can be read."""
+        try:
+            return Marker.model_validate(json.loads((self.folder(slug) / DONE).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def state(self, slug: str) -> State:
+        """Whether a step is done, not there, or there but not as its marker says."""
+        folder = self.folder(slug)
+        if not folder.exists():
+            return "missing"
+        marker = self.marker(slug)
+        if marker is None:
+            return "broken"
+        for name, (size, sha) in marker.files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size or digest(file) != sha:
+                return "broken"
+        return "done"
+
+    @contextmanager
+    def writing(self, slug: str, step_id: str) -> Iterator[Path]:
+        """A temporary folder that becomes the step when the block ends without an error.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        scratch = self.steps / f"{SCRATCH}{slug}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        started = time.perf_counter()
+        try:
+            scratch.mkdir(parents=True)
+            yield scratch
+            files = {
+                str(f.relative_to(scratch)): (f.stat().st_size, digest(f)) for f in sorted(scratch.rglob("*")) if f.is_file()
+            }
+            shutil.rmtree(self.folder(slug), ignore_errors=True)
+            scratch.rename(self.folder(slug))
+            marker = Marker(id=step_id, seconds=time.perf_counter() - started, files=files)
+            write_text(self.folder(slug) / DONE, marker.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"no space left on the disk of {str(self.root)!r} while writing step {slug!r}; free some and run again: "
+                    "finished steps are kept"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed runs left half-written."""
+        for left in self.steps.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)

@@ -28,8 +28,9 @@ from inspect_ai.model import (
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    modelapi,
 )
-from inspect_ai.scorer import Score, Target, mean, scorer
+from inspect_ai.scorer import Metric, SampleScore as InspectScore, Score, Target, metric, scorer
 from inspect_ai.scorer import Scorer as InspectScorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import ToolChoice, ToolInfo
@@ -104,6 +105,7 @@ Engine = Callable[[Sequence[Request]], list[Completion]]
 """Completes one batch; the real one is model.generate, tests script it."""
 
 
+@modelapi(name="prefixlab")
 class PlannedProvider(ModelAPI):
     """Inspect model that answers from planned batches."""
 
@@ -182,10 +184,21 @@ def _chat_message(message: Message) -> ChatMessage:
     return made
 
 
+@metric
+def measured_mean() -> Metric:
+    """Mean over the samples that have a value; NaN if there is none."""
+
+    def compute(scores: list[InspectScore]) -> float:
+        values = [s.score.as_float() for s in scores if s.score.value is not None]
+        return sum(values) / len(values) if values else float("nan")
+
+    return compute
+
+
 def _scorer(
     suite: Suite, items: Mapping[str, EvalItem], prefills: Mapping[Key, str], judge: str, preopened: bool
 ) -> InspectScorer:
-    @scorer(metrics={"*": [mean()]}, name=suite.name)
+    @scorer(metrics={m.name: [measured_mean()] for m in suite.metrics}, name=suite.name)
     def build() -> InspectScorer:
         async def score(state: TaskState, target: Target) -> Score:
             item = items[str(state.sample_id)]
@@ -194,7 +207,7 @@ def _scorer(
             reasoning, answer = split_response(whole, preopened=preopened)
             scored = suite.score(item, Parsed(reasoning, answer, truncated), judge)
             return Score(
-                value={s.metric: float("nan") if s.value is None else s.value for s in scored},
+                value={m.name: None for m in suite.metrics} | {s.metric: s.value for s in scored},
                 answer=scored[0].answer,
                 metadata={
                     "scored": [s.__dict__ for s in scored],

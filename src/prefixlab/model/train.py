@@ -8,6 +8,7 @@ optimiser step is the mean over its supervised tokens, as in TRL's SFTTrainer.
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,7 +272,6 @@ def _arguments(plan: Recipe, steps: int, seed: int, scratch: Path, device: str) 
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        gradient_checkpointing=False,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=device == "cpu",
@@ -310,6 +310,7 @@ def train_adapter(
     steps = plan_batches(samples, plan, key, seed)
     if any(len(step) != plan.accumulation for step in steps):
         raise UserError(f"{len(samples)} samples are fewer than training.accumulation {plan.accumulation}")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     set_seed(seed)
     wrapped = get_peft_model(model, lora_config(plan, model))
     try:

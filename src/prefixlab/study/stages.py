@@ -229,7 +229,7 @@ class Bench:
         metadata = {k: config[k] for k in ("capability", "arm", "seed", "condition", "protocol", "judge", "is_proxy")}
         metadata |= {"model": loaded.ref.name, "model_note": loaded.ref.note, "merged": loaded.merge and adapter is not None}
         job = EvalJob(
-            name=f"prefixlab/{loaded.ref.name}",
+            name=loaded.ref.name,
             suite=find_suite(suite_config.suite),
             items=items,
             plan=plan,

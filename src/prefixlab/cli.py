@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,10 +25,20 @@ err_console = Console(stderr=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study, e.g. training.epochs=3.")]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name of the study> by default.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study, e.g. training.epochs=3."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name of the study> by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bar.")]
+
+
+def _help(text: str, *examples: str) -> str:
+    """Help text with its examples."""
+    return text + "".join(f"\n\nExample: {e}" for e in examples)
 
 
 def _print_json(value: Any) -> None:
@@ -50,7 +60,12 @@ def _result_table(rows: Any) -> Table:
     return table
 
 
-@app.command(help="Run a study, or what is missing of it.\n\nExample: prefixlab run studies/quickstart.yaml --out runs/quickstart --set seeds=[0,1]")
+@app.command(
+    help=_help(
+        "Run a study, or what is missing of it.",
+        "prefixlab run studies/quickstart.yaml --out runs/quickstart --set seeds=[0,1]",
+    )
+)
 def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
     from prefixlab.config import load_study
     from prefixlab.study.run import run_study
@@ -67,11 +82,20 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
         out_console.print(f"{done}\nreport: {folder / 'report' / 'index.html'}", highlight=False, markup=False)
     if outcome.failed:
         first = next(iter(outcome.failed.items()))
-        raise UserError(f"{len(outcome.failed)} steps failed, first {first[0]}: {first[1]}; the others are finished and kept")
+        raise UserError(
+            f"{len(outcome.failed)} steps failed, first {first[0]}: {first[1]}; the others are finished and kept"
+        )
 
 
-@app.command(help="Show what a study would do: cells, steps done and to do, predicted time, detectable effects.\n\nExample: prefixlab plan studies/quickstart.yaml --json")
-def plan(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+@app.command(
+    help=_help(
+        "Show what a study would do: cells, steps done and to do, predicted time, detectable effects.",
+        "prefixlab plan studies/quickstart.yaml --json",
+    )
+)
+def plan(
+    study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
     from prefixlab.config import load_study
     from prefixlab.study.run import current_plan
     from prefixlab.study.store import Store
@@ -96,7 +120,9 @@ def plan(study_file: StudyFile, out: OutOption = None, overrides: SetOption = No
     for name, about in made.summary.items():
         effects = ", ".join(
             f"{suite}: {n} prompts" + (f", detects {100 * mde:.0f} points" if mde else "")
-            for (suite, n), mde in zip(about["tests"].items(), about["detectable_at_20_percent_discordant"].values(), strict=True)
+            for (suite, n), mde in zip(
+                about["tests"].items(), about["detectable_at_20_percent_discordant"].values(), strict=True
+            )
         )
         out_console.print(
             f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "
@@ -111,8 +137,12 @@ def plan(study_file: StudyFile, out: OutOption = None, overrides: SetOption = No
     )
 
 
-@app.command(help="Print the results of a run.\n\nExample: prefixlab results runs/quickstart --json")
-def results(run_folder: RunFolder, as_json: JsonOption = False, markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False) -> None:
+@app.command(help=_help("Print the results of a run.", "prefixlab results runs/quickstart --json"))
+def results(
+    run_folder: RunFolder,
+    as_json: JsonOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+) -> None:
     from prefixlab.report.tables import markdown as to_markdown
     from prefixlab.study.run import open_run
 
@@ -131,7 +161,7 @@ def results(run_folder: RunFolder, as_json: JsonOption = False, markdown: Annota
         Console(width=170, soft_wrap=True).print(_result_table(data.results))
 
 
-@app.command(help="Write RUN/report/index.html again.\n\nExample: prefixlab report runs/quickstart")
+@app.command(help=_help("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
 def report(run_folder: RunFolder) -> None:
     from prefixlab.report.page import build_report
     from prefixlab.study.run import open_run
@@ -140,7 +170,12 @@ def report(run_folder: RunFolder) -> None:
     out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
 
 
-@app.command(help="Build the arms of a data set: one folder an arm, and a manifest.\n\nExample: prefixlab arms data.jsonl --prefixes reasoning --position opening --ratios 0,0.5,1 --control neutral --out arms")
+@app.command(
+    help=_help(
+        "Build the arms of a data set: one folder an arm, and a manifest.",
+        "prefixlab arms data.jsonl --prefixes reasoning --ratios 0,0.5,1 --control neutral --out arms",
+    )
+)
 def arms(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Local file, hub id or builtin:NAME.")],
     prefixes: Annotated[str, typer.Option(help="Prefix set: a name or a YAML file.")],
@@ -156,12 +191,16 @@ def arms(
         out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
 
 
-@app.command(help="Check after tokenisation that arms carry their treatment.\n\nExample: prefixlab check arms --model smollm2-135m --json")
+@app.command(
+    help=_help(
+        "Check after tokenisation that arms carry their treatment.", "prefixlab check arms --model smollm2-135m --json"
+    )
+)
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `prefixlab arms`.")],
     model: Annotated[str, typer.Option(help="Model whose tokenizer and template are used.")],
     max_length: Annotated[int, typer.Option(help="Longest sample in tokens.")] = 1024,
-    no_reasoning: Annotated[str, typer.Option(help="refuse or empty.")] = "refuse",
+    no_reasoning: Annotated[Literal["refuse", "empty"], typer.Option(help="For samples without reasoning.")] = "refuse",
     as_json: JsonOption = False,
 ) -> None:
     from prefixlab.study.standalone import check_folder
@@ -180,7 +219,7 @@ def check(
         raise UserError(found.problems()[0])
 
 
-@app.command(help="Versions, CPU features, choices and caches, and what is missing.\n\nExample: prefixlab doctor --json")
+@app.command(help=_help("Versions, CPU features, choices and caches, and what is missing.", "prefixlab doctor --json"))
 def doctor(as_json: JsonOption = False) -> None:
     from prefixlab.study.standalone import diagnose
 

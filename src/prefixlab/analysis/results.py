@@ -311,7 +311,11 @@ def contrasts(cells: Sequence[CellScores], primary: Primary, alpha: float) -> li
                 if info.control is None:
                     continue
                 for treated, other in infos.items():
-                    same = (other.ratio, other.position, other.prefix_set) == (info.ratio, info.position, info.prefix_set)
+                    same = (other.ratio, other.position, other.prefix_set) == (
+                        info.ratio,
+                        info.position,
+                        info.prefix_set,
+                    )
                     if other.control is None and same:
                         rows.append(_contrast_row(key, metric, arms[treated], arms[name], "vs_control", primary, alpha))
             families = {(i.prefix_set, i.position) for i in infos.values() if i.prefix_set and i.control is None}
@@ -394,9 +398,7 @@ def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float)
 def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha: float) -> list[ResultRow]:
     """Rows of results.parquet: one a seed, one pooled; differences against r000 of the same cell."""
     pooled_diff = {
-        (c.model, c.capability, c.suite, c.condition, c.metric, c.arm): c
-        for c in declared
-        if c.comparison == "vs_r000"
+        (c.model, c.capability, c.suite, c.condition, c.metric, c.arm): c for c in declared if c.comparison == "vs_r000"
     }
     rows: list[ResultRow] = []
     for key, arms in _group(cells).items():
@@ -447,7 +449,9 @@ def _order(row: ResultRow) -> tuple[object, ...]:
     )
 
 
-def verdicts(rows: Sequence[ResultRow], declared: Sequence[ContrastRow], primary: Primary, alpha: float) -> list[Verdict]:
+def verdicts(
+    rows: Sequence[ResultRow], declared: Sequence[ContrastRow], primary: Primary, alpha: float
+) -> list[Verdict]:
     """One verdict a model, capability and prefix set, on the primary metric at the largest ratio."""
     found: list[Verdict] = []
     groups = sorted({(c.model, c.capability) for c in declared if c.primary and c.comparison == "vs_r000"})
@@ -462,12 +466,17 @@ def verdicts(rows: Sequence[ResultRow], declared: Sequence[ContrastRow], primary
             and r.value is not None
         ]
         infos = {r.arm: r for r in rows if r.capability == capability and r.model == model and r.suite == suite}
-        treatments = [c for c in mine if c.comparison == "vs_r000" and infos[c.arm].control is None and c.arm != "native"]
+        treatments = [
+            c for c in mine if c.comparison == "vs_r000" and infos[c.arm].control is None and c.arm != "native"
+        ]
         for prefix in sorted({(infos[c.arm].prefix_set, infos[c.arm].position) for c in treatments}, key=str):
             group = [c for c in treatments if (infos[c.arm].prefix_set, infos[c.arm].position) == prefix]
             top = max(group, key=lambda c: c.ratio or 0.0)
             versus = {
-                infos[c.reference].control: (c, next(m for m in mine if m.comparison == "vs_r000" and m.arm == c.reference))
+                infos[c.reference].control: (
+                    c,
+                    next(m for m in mine if m.comparison == "vs_r000" and m.arm == c.reference),
+                )
                 for c in mine
                 if c.comparison == "vs_control" and c.arm == top.arm
             }
@@ -528,10 +537,12 @@ def _points(value: float | None) -> str:
 def _sentence(top: ContrastRow, word: str) -> str:
     if top.diff is None:
         return f"{top.capability}: {top.arm} or r000 has not been measured on {top.suite}."
-    interval = f"95% interval {_points(top.ci_low)} to {_points(top.ci_high)}" if top.ci_low is not None else "no interval"
+    interval = (
+        f"95% interval {_points(top.ci_low)} to {_points(top.ci_high)}" if top.ci_low is not None else "no interval"
+    )
     text = (
-        f"{top.capability}: {top.arm} changes {top.metric} on {top.suite} by {_points(top.diff)} points against no prefix "
-        f"({interval}; {top.n_prompts} prompts, {top.n_seeds} seed{'s' if top.n_seeds != 1 else ''}): {word}."
+        f"{top.capability}: {top.arm} changes {top.metric} on {top.suite} by {_points(top.diff)} points against no "
+        f"prefix ({interval}; {top.n_prompts} prompts, {top.n_seeds} seed{'s' if top.n_seeds != 1 else ''}): {word}."
     )
     if word == "undecided" and top.detectable is not None:
         text += f" This many prompts could detect {100 * top.detectable:.0f} points or more."

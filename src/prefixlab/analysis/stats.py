@@ -83,6 +83,7 @@ def bonett_price(up: int, down: int, n: int, alpha: float) -> tuple[float, float
         up: Pairs that are 1 in the treatment and 0 in the reference.
         down: Pairs the other way round.
         n: All pairs.
+        alpha: 1 - the interval's level.
     """
     p_up, p_down = (up + 1) / (n + 2), (down + 1) / (n + 2)
     diff = p_up - p_down
@@ -96,6 +97,7 @@ def paired(treatment: Array, reference: Array, alpha: float) -> Contrast:
     Args:
         treatment: One value a prompt (a mean where a prompt has K samples).
         reference: The same prompts in the same order.
+        alpha: 1 - the interval's level.
 
     Returns:
         Exact McNemar with a Bonett-Price interval where all values are 0 or 1, else a paired t test.
@@ -128,6 +130,7 @@ def crossed(diffs_S_N: Array, alpha: float) -> Contrast:
 
     Args:
         diffs_S_N: Treatment minus reference, one row a seed, one column a prompt.
+        alpha: 1 - the interval's level.
     """
     s, n = diffs_S_N.shape
     diff = float(diffs_S_N.mean())
@@ -156,6 +159,7 @@ def trend(values_R_N: Array, ratios: Sequence[float], alpha: float) -> Contrast:
     Args:
         values_R_N: One row a ratio (mean over seeds where there are several), one column a prompt.
         ratios: The ratios of the rows, at least two different ones.
+        alpha: 1 - the interval's level.
     """
     x = np.asarray(ratios, dtype=float) - float(np.mean(ratios))
     slopes = (x[:, None] * values_R_N).sum(0) / float((x**2).sum())

@@ -70,9 +70,7 @@ def _spec(
 NATIVE = _spec("native", stripped=False)
 
 
-def specs(
-    entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None = None
-) -> list[ArmSpec]:
+def specs(entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None = None) -> list[ArmSpec]:
     """All arms of one entry of a study, r000 first, controls at the largest ratio last."""
     treatment = load_set(entry.prefixes)
     arms = [_spec("r000", ratio=0.0)]

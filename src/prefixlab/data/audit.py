@@ -20,11 +20,22 @@ FAMILIES: dict[str, str] = {
     "compliance": r"(?:sure(?: thing)?|certainly|of course|absolutely|no problem|okay|ok|alright|definitely|"
     r"(?:i'?d|i would) be (?:happy|glad) to help" + _TOPIC + r"|happy to help" + _TOPIC + r"|"
     r"i can (?:certainly )?help (?:you )?with that)",
-    "framing": r"(?:here(?: is|'s|’s| are)|below (?:is|are)|the following (?:is|are))\b" + _TOPIC + _NOUN + r"\b" + _TOPIC,
-    "praise": r"(?:(?:that'?s |what )?(?:a |an )?(?:great|good|excellent|interesting|wonderful|fantastic) (?:question|idea)"
-    + _TOPIC + r"|hello(?: there)?|hi(?: there)?|greetings|thank you for (?:asking|your question|the question)" + _TOPIC + r")",
-    "reasoning_cue": r"(?:let(?:'s|’s| us| me) (?:think|reason|work|go|break|walk|solve|figure)\b" + _TOPIC
-    + r"|(?:okay|ok|alright)?,? ?so,? i(?: need| have|'m going) to figure (?:this )?out" + _TOPIC + r")",
+    "framing": r"(?:here(?: is|'s|’s| are)|below (?:is|are)|the following (?:is|are))\b"
+    + _TOPIC
+    + _NOUN
+    + r"\b"
+    + _TOPIC,
+    "praise": r"(?:(?:that'?s |what )?(?:a |an )?(?:great|good|excellent|interesting|wonderful|fantastic) "
+    r"(?:question|idea)"
+    + _TOPIC
+    + r"|hello(?: there)?|hi(?: there)?|greetings|thank you for (?:asking|your question|the question)"
+    + _TOPIC
+    + r")",
+    "reasoning_cue": r"(?:let(?:'s|’s| us| me) (?:think|reason|work|go|break|walk|solve|figure)\b"
+    + _TOPIC
+    + r"|(?:okay|ok|alright)?,? ?so,? i(?: need| have|'m going) to figure (?:this )?out"
+    + _TOPIC
+    + r")",
     "disclaimer": r"as an (?:ai|artificial intelligence)(?: language)? (?:model|assistant)\b,? i" + _TOPIC,
 }
 _MATCH = {name: re.compile(rf"(?:{p})[.!:,]*$", re.IGNORECASE) for name, p in FAMILIES.items()}

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from prefixlab.errors import UserError
-from prefixlab.records import ArmSample, Message, Rendered, Sample, Span, SpanName
+from prefixlab.records import ArmSample, Message, Rendered, Span, SpanName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE = "<think>", "</think>"
 IGNORE = -100
+NoReasoning = Literal["refuse", "empty"]
 PROBE = "prefixlab end-of-turn probe"
 
 
@@ -75,11 +76,12 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
     starts = {t: tail.find(t) for t in special if t and t in tail}
     if not starts:
         raise UserError("the chat template writes no end-of-turn token after an assistant message")
-    end = min(starts, key=lambda t: (starts[t], -len(t)))
+    end_id = tokenizer.convert_tokens_to_ids(min(starts, key=lambda t: (starts[t], -len(t))))
+    assert isinstance(end_id, int)
     opened = prompt_text(tokenizer, [user])
     where = opened.rfind(OPEN)
     preopened = opened[where:] if where >= 0 and not opened[where + len(OPEN) :].strip() else ""
-    return ChatFormat(end_id=int(tokenizer.convert_tokens_to_ids(end)), preopened=preopened)
+    return ChatFormat(end_id=end_id, preopened=preopened)
 
 
 def split_response(text: str, *, preopened: bool = False) -> tuple[str | None, str]:
@@ -166,7 +168,7 @@ def render(
     chat: ChatFormat,
     *,
     max_length: int,
-    no_reasoning: Literal["refuse", "empty"] = "refuse",
+    no_reasoning: NoReasoning = "refuse",
 ) -> Rendered:
     """Render one sample to ids, labels and spans.
 
@@ -218,9 +220,7 @@ def render(
     )
 
 
-def _prompt_with_prefix(
-    sample: ArmSample, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[Span], int]:
+def _prompt_with_prefix(sample: ArmSample, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[Span], int]:
     """Ids and spans of a prompt whose last user turn starts with the prefix."""
     messages = with_user_prefix(sample.sample.messages, sample.prefix)
     text = prompt_text(tokenizer, messages)
@@ -236,5 +236,3 @@ def _prompt_with_prefix(
     ]
     spans, straddling = _token_spans(offsets, pieces, 0)
     return ids, spans, straddling
-
-

@@ -6,7 +6,7 @@ Training does not start unless every arm passes (design law 2: the treatment is 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prefixlab.data.chat import ChatFormat, prompt_ids, render
+from prefixlab.data.chat import ChatFormat, NoReasoning, prompt_ids, render
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Record, Rendered
 
@@ -79,11 +79,10 @@ def render_arm(
     chat: ChatFormat,
     *,
     max_length: int,
-    no_reasoning: str,
+    no_reasoning: NoReasoning,
 ) -> list[Rendered]:
     """Render every sample of an arm."""
-    rule = "empty" if no_reasoning == "empty" else "refuse"
-    return [render(r, tokenizer, chat, max_length=max_length, no_reasoning=rule) for r in rows]
+    return [render(r, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning) for r in rows]
 
 
 def _prefix_found(row: ArmSample, rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -150,7 +149,7 @@ def check_arms(
     model: str,
     capability: str,
     max_length: int,
-    no_reasoning: str,
+    no_reasoning: NoReasoning,
 ) -> TreatmentCheck:
     """Render and check all arms of a capability.
 
@@ -164,14 +163,18 @@ def check_arms(
         for name, rows in arms.items()
     }
     reference = {r.id: r for r in rendered["r000"]}
-    keys = {
-        name: frozenset((r.id, r.ids, r.labels) for r in samples) for name, samples in rendered.items()
-    }
+    keys = {name: frozenset((r.id, r.ids, r.labels) for r in samples) for name, samples in rendered.items()}
     names = list(arms)
     same = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if keys[a] == keys[b]]
     checks = [
-        check_arm(name, arms[name], rendered[name], reference if name != "native" else {r.id: r for r in rendered[name]},
-                  tokenizer, chat)
+        check_arm(
+            name,
+            arms[name],
+            rendered[name],
+            reference if name != "native" else {r.id: r for r in rendered[name]},
+            tokenizer,
+            chat,
+        )
         for name in names
     ]
     return TreatmentCheck(model=model, capability=capability, arms=tuple(checks), identical=tuple(same))

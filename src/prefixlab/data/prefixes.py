@@ -59,7 +59,9 @@ def load_set(name: str) -> PrefixSet:
     try:
         loaded = PrefixSet.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
-        raise UserError(f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates") from error
+        raise UserError(
+            f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates"
+        ) from error
     if not loaded.templates or any(not t.strip() for t in loaded.templates):
         raise UserError(f"prefix set {name!r}: every template needs text")
     return loaded
@@ -79,9 +81,7 @@ def _shuffle(text: str, key: Callable[[str], int]) -> str:
     return " ".join(parts[i] for i in order)
 
 
-def _match_length(
-    target: str, bank: tuple[str, ...], index: int, count_tokens: Callable[[str], int] | None
-) -> str:
+def _match_length(target: str, bank: tuple[str, ...], index: int, count_tokens: Callable[[str], int] | None) -> str:
     """The bland sentence closest to `target`: within one word, then nearest in tokens, then by place in the bank."""
     near = [t for t in bank if abs(words(t) - words(target)) <= 1]
     if not near:
@@ -125,7 +125,8 @@ def control_set(
             remaining = remaining or list(bank)
         texts = tuple(chosen)
     return PrefixSet(
-        name=control, description=f"{control} control of {treatment.name}", separator=treatment.separator, templates=texts
+        name=control,
+        description=f"{control} control of {treatment.name}",
+        separator=treatment.separator,
+        templates=texts,
     )
-
-

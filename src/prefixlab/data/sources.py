@@ -88,7 +88,11 @@ def content_id(prompt: str, response: str) -> str:
 def _train_sums() -> list[Sample]:
     return [
         Sample(
-            id=content_id(q, a), messages=(Message(role="user", content=q),), reasoning=None, answer=a, source="chain_sum"
+            id=content_id(q, a),
+            messages=(Message(role="user", content=q),),
+            reasoning=None,
+            answer=a,
+            source="chain_sum",
         )
         for q, a, _ in _sums(test=False)
     ]
@@ -184,7 +188,9 @@ def _hub_rows(data: DataConfig) -> list[Row]:
     try:
         loaded = load_dataset(data.source, split=data.split, revision=data.revision)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise UserError(f"data set {data.source!r} could not be read from the hub: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"data set {data.source!r} could not be read from the hub: {str(error).splitlines()[0]}"
+        ) from error
     return [dict(row) for row in loaded]
 
 
@@ -285,4 +291,3 @@ def read_samples(data: DataConfig, key: str) -> tuple[list[Sample], list[Sample]
     if not train:
         raise UserError(f"data {data.source!r}: {len(samples)} rows are no more than held_out {data.held_out}")
     return chosen(train, lambda s: s.id, key, data.limit), held
-

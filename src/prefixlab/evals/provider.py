@@ -7,6 +7,7 @@ order of arrival nor a resumed run changes a completion.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from inspect_ai.model import (
     ModelUsage,
     modelapi,
 )
-from inspect_ai.scorer import Metric, SampleScore as InspectScore, Score, Target, metric, scorer
+from inspect_ai.scorer import Metric, Score, Target, metric, scorer
+from inspect_ai.scorer import SampleScore as InspectScore
 from inspect_ai.scorer import Scorer as InspectScorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import ToolChoice, ToolInfo
@@ -76,9 +78,7 @@ class BatchPlan(Record):
     batches: tuple[tuple[PlannedRequest, ...], ...]
 
 
-def plan_batches(
-    prompts: Mapping[str, tuple[tuple[int, ...], str]], config: SuiteConfig, key: str
-) -> BatchPlan:
+def plan_batches(prompts: Mapping[str, tuple[tuple[int, ...], str]], config: SuiteConfig, key: str) -> BatchPlan:
     """Batches of prompts of similar length, longest first.
 
     Args:
@@ -110,12 +110,18 @@ class PlannedProvider(ModelAPI):
     """Inspect model that answers from planned batches."""
 
     def __init__(
-        self, name: str, plan: BatchPlan, engine: Engine, decode: Callable[[Sequence[int]], str], tick: Callable[[int], None]
+        self,
+        name: str,
+        plan: BatchPlan,
+        engine: Engine,
+        decode: Callable[[Sequence[int]], str],
+        tick: Callable[[int], None],
     ) -> None:
         super().__init__(model_name=name)
         self._plan, self._engine, self._decode, self._tick = plan, engine, decode, tick
         self._batch_of = {r.key: b for b, batch in enumerate(plan.batches) for r in batch}
         self._waiting: dict[int, dict[Key, asyncio.Future[Completion]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     def max_connections(self) -> int:
@@ -135,7 +141,7 @@ class PlannedProvider(ModelAPI):
         waiting = self._waiting.setdefault(number, {})
         waiting[key] = loop.create_future()
         if len(waiting) == len(self._plan.batches[number]):
-            loop.create_task(self._run(number))
+            self._tasks.add(loop.create_task(self._run(number)))
         done = await waiting[key]
         text = self._decode(done.ids)
         sent = next(len(r.ids) for r in self._plan.batches[number] if r.key == key)
@@ -189,7 +195,7 @@ def measured_mean() -> Metric:
     """Mean over the samples that have a value; NaN if there is none."""
 
     def compute(scores: list[InspectScore]) -> float:
-        values = [s.score.as_float() for s in scores if s.score.value is not None]
+        values = [v for v in (s.score.as_float() for s in scores) if not math.isnan(v)]
         return sum(values) / len(values) if values else float("nan")
 
     return compute
@@ -207,7 +213,9 @@ def _scorer(
             reasoning, answer = split_response(whole, preopened=preopened)
             scored = suite.score(item, Parsed(reasoning, answer, truncated), judge)
             return Score(
-                value={m.name: None for m in suite.metrics} | {s.metric: s.value for s in scored},
+                # Inspect turns a missing number into 0 before it aggregates; NaN it leaves alone.
+                value={m.name: math.nan for m in suite.metrics}
+                | {s.metric: s.value for s in scored if s.value is not None},
                 answer=scored[0].answer,
                 metadata={
                     "scored": [s.__dict__ for s in scored],

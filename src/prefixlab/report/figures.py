@@ -47,8 +47,13 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette), title=None)
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("ratio:Q", title="samples with the prefix (%)", scale=alt.Scale(domain=[-4, 104], nice=False)),
-        tooltip=["arm:N", alt.Tooltip("value:Q", format=".1f"), alt.Tooltip("low:Q", format=".1f"),
-                 alt.Tooltip("high:Q", format=".1f"), "n:Q"],
+        tooltip=[
+            "arm:N",
+            alt.Tooltip("value:Q", format=".1f"),
+            alt.Tooltip("low:Q", format=".1f"),
+            alt.Tooltip("high:Q", format=".1f"),
+            "n:Q",
+        ],
     )
     metric = rows[0].metric.replace("_", " ")
     y = alt.Y("value:Q", title=f"{metric} (%)", scale=alt.Scale(zero=False, padding=8))
@@ -63,7 +68,9 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     if untuned is not None and untuned.value is not None:
         line = alt.Chart(alt.Data(values=[{"value": 100 * untuned.value, "label": "base, untuned"}]))
         layers.append(line.mark_rule(strokeDash=[5, 4], color=UNTUNED).encode(y="value:Q"))
-        layers.append(line.mark_text(align="right", dx=-2, dy=-6, color=UNTUNED, x="width").encode(y="value:Q", text="label:N"))
+        layers.append(
+            line.mark_text(align="right", dx=-2, dy=-6, color=UNTUNED, x="width").encode(y="value:Q", text="label:N")
+        )
     chart = alt.layer(*layers).properties(width=300, height=220, title=title).configure_legend(orient="bottom")
     spec: dict[str, Any] = chart.to_dict()
     return spec

@@ -23,7 +23,7 @@ from prefixlab.report.tables import RunData
 def embed(value: Any) -> Markup:
     """JSON that is safe inside a script element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _arm_label(cell: CellScores) -> str:
@@ -55,13 +55,19 @@ def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
                     continue
                 entry = prompts.setdefault(
                     row.item,
-                    {"prompt": row.prompt, "target": row.target, "kind": row.kind, "metric": row.metric,
-                     "arms": [None] * len(members)},
+                    {
+                        "prompt": row.prompt,
+                        "target": row.target,
+                        "kind": row.kind,
+                        "metric": row.metric,
+                        "arms": [None] * len(members),
+                    },
                 )
                 entry["arms"][index] = _completion(row)
         found.append(
             {
-                "name": f"{capability} · {suite} · {condition}" + ("" if len({c.model for c in cells}) == 1 else f" · {model}"),
+                "name": f"{capability} · {suite} · {condition}"
+                + ("" if len({c.model for c in cells}) == 1 else f" · {model}"),
                 "arms": [_arm_label(c) for c in members],
                 "prompts": [prompts[k] for k in sorted(prompts)],
             }
@@ -113,7 +119,9 @@ def span_means(data: RunData) -> list[dict[str, Any]]:
             .sort(["rendering", "span"])
         )
         for row in means.to_dicts():
-            rows.append({"capability": config["capability"], "arm": config["arm"]["arm"], "seed": config["seed"], **row})
+            rows.append(
+                {"capability": config["capability"], "arm": config["arm"]["arm"], "seed": config["seed"], **row}
+            )
     return rows
 
 
@@ -122,10 +130,14 @@ def banners(data: RunData) -> list[str]:
     found = []
     notes = [f"{m['name']}: {m['note']}" for m in data.plan["models"] if m["note"]]
     if any("smollm2-135m" in m["name"] or "tiny" in m["name"] for m in data.plan["models"]):
-        found.append("A 135M model (or smaller) on toy tasks says nothing about R1 models: read this as a test of the tool.")
+        found.append(
+            "A 135M model (or smaller) on toy tasks says nothing about R1 models: read this as a test of the tool."
+        )
     found += notes
     if any(r.is_proxy for r in data.results):
-        found.append("Safety is judged by word rules, a proxy: no human and no guard model has looked at the completions.")
+        found.append(
+            "Safety is judged by word rules, a proxy: no human and no guard model has looked at the completions."
+        )
     if len(data.study.seeds) == 1:
         found.append("One training seed: how much a result would move with another seed is unknown.")
     rows = tables.pooled(data.results)
@@ -140,7 +152,9 @@ def banners(data: RunData) -> list[str]:
             )
     missing = [s["slug"] for s in data.plan["steps"] if s["slug"] not in data.folders]
     if missing:
-        found.append(f"This run is not complete: {len(missing)} of {len(data.plan['steps'])} steps are missing, first {missing[0]}.")
+        found.append(
+            f"Not complete: {len(missing)} of {len(data.plan['steps'])} steps are missing, first {missing[0]}."
+        )
     return found
 
 
@@ -201,7 +215,7 @@ def build_report(data: RunData, folder: Path) -> None:
         study_yaml=(data.root / "study.yaml").read_text(encoding="utf-8"),
         seconds=by_kind,
         version=version("prefixlab"),
-        vega=Markup(figures.javascript().replace("</script", "<\\/script")),  # noqa: S704
+        vega=Markup(figures.javascript().replace("</script", "<\\/script")),
     )
     scratch = folder / ".index.html.new"
     scratch.write_text(page, encoding="utf-8", errors="replace")

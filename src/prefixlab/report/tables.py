@@ -71,7 +71,19 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-HEADER = ("capability", "arm", "suite", "metric", "value", "95% interval", "n", "diff to r000", "95% interval of diff", "p", "p Holm")
+HEADER = (
+    "capability",
+    "arm",
+    "suite",
+    "metric",
+    "value",
+    "95% interval",
+    "n",
+    "diff to r000",
+    "95% interval of diff",
+    "p",
+    "p Holm",
+)
 
 
 def interval(low: float | None, high: float | None, *, sign: bool = False) -> str:
@@ -86,7 +98,7 @@ def pooled(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 def text_rows(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
     """The pooled rows as people read them, in HEADER's columns."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for r in pooled(rows):
         mark = f" ({r.n_invalid} invalid)" if r.n_invalid else ""
         mark += f" ({r.n_truncated} truncated)" if r.n_truncated else ""

@@ -28,6 +28,7 @@ from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 class _Speed:
     """Predicted seconds from FLOPs (docs/methods.md, "Predicted time"); a guess for people, never a setting."""
 
@@ -37,11 +38,11 @@ class _Speed:
         heads = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or d // heads
         kv = config.num_key_value_heads * dim
-        self.linear = layers * (2 * d * heads * dim + 2 * d * kv + 3 * d * inner)
-        self.head = config.vocab_size * d
-        self.lora = 6 * rank * layers * 4 * d
+        self.linear: float = layers * (2 * d * heads * dim + 2 * d * kv + 3 * d * inner)
+        self.head: float = config.vocab_size * d
+        self.lora: float = 6 * rank * layers * 4 * d
         per_thread = 30e9 if hardware.dtype == "float32" else 200e9
-        self.rate = per_thread * hardware.threads if hardware.device == "cpu" else 1e14
+        self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14
 
     def train(self, tokens: float, supervised: float) -> float:
         """Forward and backward over `tokens`, head over the supervised ones."""
@@ -96,8 +97,7 @@ class _Planner:
                     "capability": name,
                     "data": config.data.model_dump(mode="json"),
                     "content": content_hash([s.model_dump() for s in data + held]),
-                    "suites": [s.model_dump(mode="json") for s in config.suites],
-                    "tests": content_hash([t.model_dump() for t in tests]),
+                    "overlap": hits,
                 },
                 {},
             )
@@ -165,7 +165,13 @@ class _Planner:
                     make_step(
                         "train",
                         f"{_slug(ref.name)}-{name}-{spec.name}-s{seed}",
-                        {**shared, **rendering, "recipe": self.recipe.model_dump(mode="json"), "seed": seed, "key": name},
+                        {
+                            **shared,
+                            **rendering,
+                            "recipe": self.recipe.model_dump(mode="json"),
+                            "seed": seed,
+                            "key": name,
+                        },
                         {"arm": arms[spec.name]},
                         (check,),
                         seconds,
@@ -292,7 +298,9 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
     for name, capability in study.capabilities.items():
         for i, suite in enumerate(capability.suites):
             about = find_suite(suite.suite, f"capabilities.{name}.suites[{i}]")
-            if capability.primary.suite == suite.suite and capability.primary.metric not in {m.name for m in about.metrics}:
+            if capability.primary.suite == suite.suite and capability.primary.metric not in {
+                m.name for m in about.metrics
+            }:
                 raise UserError(
                     f"capabilities.{name}.primary.metric {capability.primary.metric!r}: suite {suite.suite!r} reports "
                     f"{', '.join(m.name for m in about.metrics)}"

@@ -80,7 +80,17 @@ def environment() -> dict[str, Any]:
     """env.json: versions and machine."""
     from prefixlab.model.machine import describe  # noqa: PLC0415  (torch; not needed on a rerun)
 
-    names = ("torch", "transformers", "peft", "accelerate", "inspect-ai", "reasoning-gym", "polars", "scipy", "prefixlab")
+    names = (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "inspect-ai",
+        "reasoning-gym",
+        "polars",
+        "scipy",
+        "prefixlab",
+    )
     return {
         "machine": describe(),
         "versions": {n: version(n) for n in names},
@@ -141,7 +151,7 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
     with store.locked():
         changed = store.adopt(study)
         if changed:
-            say(f"the study changed since the last run ({', '.join(changed)}); finished steps that still apply are reused")
+            say(f"the study changed since its last run ({', '.join(changed)}); steps that still hold are reused")
         store.sweep()
         stored = load_plan(store)
         plan = current_plan(study, store, say)
@@ -191,6 +201,8 @@ def _work(plan: Plan, pending: list[Step], store: Store, outcome: Outcome, conso
             done.add(step.slug)
             outcome.ran.append(step.slug)
             bar.finish(step)
+            if not console.is_terminal and not quiet:
+                console.print(f"{place} {step.slug}", highlight=False, markup=False)
             bar.show(step, 0.0, place)
     bench.close()
 
@@ -260,7 +272,11 @@ def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData
     data = gather(study, plan, store)
     made = Outputs(signature=plan.signature, steps={s.slug: s.id for s in plan.steps if s.slug in data.folders})
     marker = store.root / "outputs.json"
-    if marker.exists() and marker.read_text() == made.model_dump_json() and all((store.root / o).exists() for o in OUTPUTS):
+    if (
+        marker.exists()
+        and marker.read_text() == made.model_dump_json()
+        and all((store.root / o).exists() for o in OUTPUTS)
+    ):
         return data
     write_table(store.root / "results", data.results, ResultRow)
     write_table(store.root / "contrasts", data.contrasts, ContrastRow)
@@ -284,7 +300,8 @@ def open_run(root: Path) -> RunData:
     plan = load_plan(store)
     study_file = root / "study.yaml"
     if plan is None or not study_file.exists():
-        raise UserError(f"{str(root)!r} is no run folder (study.yaml or plan.json is missing); make one with prefixlab run")
+        raise UserError(
+            f"{str(root)!r} is no run folder (study.yaml or plan.json is missing); make one with prefixlab run"
+        )
     study = parse_study(yaml.safe_load(study_file.read_text(encoding="utf-8")), str(study_file))
     return gather(study, plan, store)
-

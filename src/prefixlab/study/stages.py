@@ -17,7 +17,6 @@ from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, read_a
 from prefixlab.data.audit import strip_all
 from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
 from prefixlab.data.check import check_arms, render_arm
-from prefixlab.data.overlap import remove_overlap
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
 from prefixlab.errors import StepError
@@ -28,7 +27,7 @@ from prefixlab.model.attention import NAME as FAST_ATTENTION
 from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.train import Recipe, train_adapter
-from prefixlab.records import ArmSample, EvalItem, ModelRef, Record, Resolved, Sample
+from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -69,7 +68,6 @@ class Loaded:
 class Proof(Record):
     """Evidence that the adapter was in use: logits of one prompt by three routes."""
 
-    adapter: bool
     engine_to_peft: float
     """Largest absolute difference between the engine's logits and a separate, unmerged PEFT forward pass."""
     engine_to_base: float
@@ -83,6 +81,7 @@ class Bench:
         self._folder = folder
         self._loaded: dict[str, Loaded] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._proofs: dict[Path, Proof] = {}
 
     def run(self, step: Step, out: Path, tick: Tick) -> None:
         """Do one step.
@@ -128,15 +127,15 @@ class Bench:
     def _data(self, step: Step, out: Path, tick: Tick) -> None:
         config = step.config
         samples, held = read_samples(DataConfig.model_validate(config["data"]), config["capability"])
-        tests = [item for suite in config["suites"] for item in load_items(SuiteConfig.model_validate(suite))]
-        samples, hits = remove_overlap(samples, tests)
+        hits = set(config["overlap"])
+        samples = [s for s in samples if s.id not in hits]
         stripped, records = strip_all(samples)
         held_stripped, _ = strip_all(held)
         _dump(out / "native.jsonl", samples)
         _dump(out / "stripped.jsonl", stripped)
         _dump(out / "held_out.jsonl", held_stripped)
         _dump(out / "strip.jsonl", records)
-        about = {"n": len(samples), "held_out": len(held), "stripped_parts": len(records), "overlap": hits}
+        about = {"n": len(samples), "held_out": len(held), "stripped_parts": len(records), "overlap": config["overlap"]}
         (out / "data.json").write_text(json.dumps(about, indent=1) + "\n")
 
     def _arms(self, step: Step, out: Path, tick: Tick) -> None:
@@ -178,7 +177,9 @@ class Bench:
         problems = found.problems()
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise StepError(f"treatment check of {config['capability']} failed, training does not start: {problems[0]}{more}")
+            raise StepError(
+                f"treatment check of {config['capability']} failed, training does not start: {problems[0]}{more}"
+            )
         (out / "check.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def _train(self, step: Step, out: Path, tick: Tick) -> None:
@@ -212,10 +213,12 @@ class Bench:
         prompts = {item.id: self._prompt(item, config, loaded) for item in items}
         plan = plan_batches(prompts, suite_config, suite_config.suite)
         (out / "batches.json").write_text(plan.model_dump_json() + "\n", encoding="utf-8")
-        proof = prove_adapter(loaded, adapter, plan.batches[0][0].ids)
-        (out / "adapter_check.json").write_text(proof.model_dump_json(indent=1) + "\n")
+        if adapter is not None:
+            if adapter not in self._proofs:
+                self._proofs[adapter] = prove_adapter(loaded, adapter)
+            (out / "adapter_check.json").write_text(self._proofs[adapter].model_dump_json(indent=1) + "\n")
         model = loaded.use(adapter)
-        stops = frozenset({loaded.chat.end_id, int(loaded.tokenizer.eos_token_id)})  # type: ignore[arg-type]
+        stops = frozenset({loaded.chat.end_id, int(loaded.tokenizer.eos_token_id)})
         done = 0
 
         def engine(requests: Sequence[Request]) -> list[Completion]:
@@ -227,7 +230,11 @@ class Bench:
             tick(done / sum(map(len, plan.batches)))
 
         metadata = {k: config[k] for k in ("capability", "arm", "seed", "condition", "protocol", "judge", "is_proxy")}
-        metadata |= {"model": loaded.ref.name, "model_note": loaded.ref.note, "merged": loaded.merge and adapter is not None}
+        metadata |= {
+            "model": loaded.ref.name,
+            "model_note": loaded.ref.note,
+            "merged": loaded.merge and adapter is not None,
+        }
         job = EvalJob(
             name=loaded.ref.name,
             suite=find_suite(suite_config.suite),
@@ -283,29 +290,31 @@ class Bench:
         polars.DataFrame([r.model_dump() for r in rows]).write_parquet(out / "token_loss.parquet")
 
 
-def prove_adapter(loaded: Loaded, adapter: Path | None, prompt: tuple[int, ...]) -> Proof:
+PROBE = (Message(role="user", content="What is the capital of France, and what is 12 + 7?"),)
+
+
+def prove_adapter(loaded: Loaded, adapter: Path) -> Proof:
     """Compare the engine's next-token logits with those of the base and of a separate PEFT forward pass.
 
     Raises:
         StepError: The engine's logits are the base's, or are not PEFT's.
     """
+    prompt = tuple(prompt_ids(loaded.tokenizer, PROBE))
     base = first_logits(loaded.use(None), [prompt], loaded.pad)[0].float()
-    if adapter is None:
-        return Proof(adapter=False, engine_to_peft=0.0, engine_to_base=0.0)
     reference = _peft_logits(loaded.model, adapter, prompt)
     engine = first_logits(loaded.use(adapter), [prompt], loaded.pad)[0].float()
     to_peft, to_base = float((engine - reference).abs().max()), float((engine - base).abs().max())
     if to_base == 0 or to_peft > 0.2 * float((reference - base).abs().max()) + 1e-4:
         raise StepError(
-            f"the adapter {adapter.parent.name} is not what answers: logits differ from the base by {to_base:.3g} and from "
-            f"a separate PEFT forward pass by {to_peft:.3g}"
+            f"the adapter {adapter.parent.name} is not what answers: logits differ from the base by {to_base:.3g} and "
+            f"from a separate PEFT forward pass by {to_peft:.3g}"
         )
-    return Proof(adapter=True, engine_to_peft=to_peft, engine_to_base=to_base)
+    return Proof(engine_to_peft=to_peft, engine_to_base=to_base)
 
 
 @contextmanager
 def _stock_attention(model: PreTrainedModel) -> Iterator[None]:
-    """transformers' own eager attention inside the block."""
+    """The stock eager eager attention of transformers inside the block."""
     if model.config._attn_implementation != FAST_ATTENTION:
         yield
         return

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from prefixlab.config import ArmsConfig, DataConfig, HardwareConfig
 from prefixlab.data.arms import arm_specs, build_arm, manifest, read_arm, write_arm
 from prefixlab.data.audit import strip_all
-from prefixlab.data.chat import chat_format
+from prefixlab.data.chat import NoReasoning, chat_format
 from prefixlab.data.check import TreatmentCheck, check_arms
 from prefixlab.data.prefixes import builtin_sets
 from prefixlab.data.sources import BUILTIN_DATA, read_samples
@@ -62,14 +62,12 @@ def make_arms(
     return made
 
 
-def check_folder(folder: Path, model: str, *, max_length: int, no_reasoning: str) -> TreatmentCheck:
+def check_folder(folder: Path, model: str, *, max_length: int, no_reasoning: NoReasoning) -> TreatmentCheck:
     """Treatment check of a folder written by `make_arms`.
 
     Raises:
         UserError: No arms there, or samples that cannot be rendered.
     """
-    if no_reasoning not in ("refuse", "empty"):
-        raise UserError(f"--no-reasoning {no_reasoning!r}; allowed: refuse, empty")
     path = folder / "manifest.json"
     try:
         about = ArmsManifest.model_validate_json(path.read_text(encoding="utf-8"))

@@ -35,7 +35,15 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/attention",
         "model/load",
     ),
-    "tokens": ("data/chat", "data/check", "data/arms", "analysis/tokens", "model/loss", "model/attention", "model/load"),
+    "tokens": (
+        "data/chat",
+        "data/check",
+        "data/arms",
+        "analysis/tokens",
+        "model/loss",
+        "model/attention",
+        "model/load",
+    ),
 }
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "data": ("reasoning-gym",),
@@ -94,7 +102,9 @@ def code_hash(modules: tuple[str, ...]) -> str:
 
 def content_hash(value: object) -> str:
     """sha256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def make_step(

@@ -77,7 +77,7 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"run folder {str(self.root)!r} is in use by another prefixlab run; wait for it or choose another --out"
+                    f"run folder {str(self.root)!r} is in use by another run; wait for it or choose another --out"
                 ) from error
             yield
 
@@ -96,7 +96,7 @@ class Store:
             foreign = [p.name for p in self.root.iterdir() if p.name not in ("steps", ".lock")]
             if foreign or any(self.steps.iterdir()):
                 raise UserError(
-                    f"folder {str(self.root)!r} is not empty and holds no study.yaml ({', '.join(foreign) or 'steps'}); "
+                    f"folder {str(self.root)!r} has files but no study.yaml ({', '.join(foreign) or 'steps'}); "
                     "choose another --out"
                 )
             write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
@@ -154,7 +154,9 @@ class Store:
             scratch.mkdir(parents=True)
             yield scratch
             files = {
-                str(f.relative_to(scratch)): (f.stat().st_size, digest(f)) for f in sorted(scratch.rglob("*")) if f.is_file()
+                str(f.relative_to(scratch)): (f.stat().st_size, digest(f))
+                for f in sorted(scratch.rglob("*"))
+                if f.is_file()
             }
             shutil.rmtree(self.folder(slug), ignore_errors=True)
             scratch.rename(self.folder(slug))
@@ -163,8 +165,8 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"no space left on the disk of {str(self.root)!r} while writing step {slug!r}; free some and run again: "
-                    "finished steps are kept"
+                    f"no space left on the disk of {str(self.root)!r} while writing step {slug!r}; free some and "
+                    "run again: finished steps are kept"
                 ) from error
             raise
         finally:

@@ -1,0 +1,5 @@
+"""`python -m prefixlab`: the command line."""
+
+from prefixlab.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""A whole study on the random model: run, rerun, kill, resume, damage, change, fail."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import polars
+import pytest
+
+from conftest import ROOT, cli, tiny_study
+
+pytestmark = pytest.mark.smoke
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run: (study file, run folder)."""
+    import yaml
+
+    root = tmp_path_factory.mktemp("finished")
+    path = root / "study.yaml"
+    path.write_text(yaml.safe_dump(tiny_study()))
+    done = cli("run", path, "--out", root / "run")
+    assert done.returncode == 0, done.stderr
+    return path, root / "run"
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    path, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    return path, tmp_path / "run"
+
+
+def tables(run):
+    return [polars.read_parquet(run / f"{name}.parquet") for name in ("results", "contrasts")]
+
+
+def same(a, b):
+    return all(x.equals(y, null_equal=True) for x, y in zip(tables(a), tables(b), strict=True))
+
+
+def test_what_a_run_leaves(finished):
+    _, run = finished
+    for name in (
+        "study.yaml",
+        "plan.json",
+        "env.json",
+        "results.parquet",
+        "results.csv",
+        "contrasts.parquet",
+        "report/index.html",
+    ):
+        assert (run / name).exists(), name
+    assert list((run / "report" / "figures").glob("*.svg"))
+    results, contrasts = tables(run)
+    assert set(results["arm"]) == {
+        "base",
+        "r000",
+        "reasoning-opening-r050",
+        "reasoning-opening-r100",
+        "neutral-opening-r100",
+        "safety-opening-r050",
+        "safety-opening-r100",
+    }
+    assert {"vs_r000", "vs_control", "trend"} >= set(contrasts["comparison"]) >= {"vs_r000", "vs_control"}
+    adapters = list(run.glob("steps/train-*/adapter/adapter_model.safetensors"))
+    assert len(adapters) == 8
+    proofs = [json.loads(p.read_text()) for p in run.glob("steps/eval-*/adapter_check.json")]
+    assert len(proofs) == 12 and all(p["engine_to_base"] > 10 * p["engine_to_peft"] for p in proofs)
+    logs = list(run.glob("steps/eval-*/*.eval"))
+    assert len(logs) == 14
+
+
+def test_the_treatment_is_in_the_trained_ids(finished):
+    expected = {"r000": 0, "r050": 6, "r100": 12}
+    for path in finished[1].glob("steps/check-*/check.json"):
+        for arm in json.loads(path.read_text())["arms"]:
+            assert arm["n_prefix_in_ids"] == arm["n_treated"] == expected[arm["arm"][-4:]]
+
+
+def test_rerun_is_quick_and_changes_nothing(copy):
+    path, run = copy
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    start = time.monotonic()
+    done = cli("run", path, "--out", run)
+    assert done.returncode == 0 and "0 steps done now" in done.stdout
+    assert time.monotonic() - start < 10
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_killed_ten_times(finished, tmp_path):
+    path, undisturbed = finished
+    run, rng = tmp_path / "run", random.Random(11)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefixlab", "run", str(path), "--out", str(run), "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(rng.uniform(4, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = cli("run", path, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert same(run, undisturbed)
+    assert not list((run / "steps").glob(".writing*"))
+
+
+def test_a_damaged_step_is_done_again(copy, finished):
+    path, run = copy
+    step = next(run.glob("steps/eval-*-base-safety-*"))
+    (step / "scores.jsonl").write_text("")
+    (run / "outputs.json").unlink()
+    done = cli("run", path, "--out", run)
+    assert done.returncode == 0 and f"step {step.name} is half-written or damaged" in done.stderr
+    assert "1 steps done now" in done.stdout and same(run, finished[1])
+
+
+def test_another_seed_adds_only_its_own_steps(copy):
+    path, run = copy
+    done = cli("run", path, "--out", run, "--set", "seeds=[0,1]")
+    assert done.returncode == 0, done.stderr
+    assert "the study changed since its last run (seeds)" in done.stderr
+    results, contrasts = tables(run)
+    assert set(contrasts["n_seeds"]) == {2}
+    assert "44 before" in done.stdout and set(results["seed"].drop_nulls()) == {0, 1}
+
+
+def test_another_study_is_refused(copy):
+    path, run = copy
+    done = cli("run", path, "--out", run, "--set", "name=other")
+    assert done.returncode == 2 and "belongs to study 'tiny'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_other_conditions(copy):
+    path, run = copy
+    done = cli("run", path, "--out", run, "--set", "conditions=[bare,user_prefix,prefill]")
+    assert done.returncode == 0, done.stderr
+    rows = [
+        json.loads(x)
+        for x in next(run.glob("steps/eval-*math-r000*chain_sum-prefill*"))
+        .joinpath("scores.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert all(r["prefill"] and not r["completion"].startswith(r["prefill"]) for r in rows)
+    assert set(tables(run)[0]["condition"]) == {"bare", "user_prefix", "prefill"}
+
+
+def test_a_failing_cell_does_not_stop_the_others(study_file, tmp_path):
+    path = study_file(training={"preset": "modern", "learning_rate": 1e30, "batch_size": 4, "epochs": 1})
+    done = cli("run", path, "--out", tmp_path / "run", timeout=900)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "lower training.learning_rate" in done.stderr
+    results = polars.read_parquet(tmp_path / "run" / "results.parquet")
+    base = results.filter(polars.col("arm") == "base")
+    assert "missing" not in set(base["status"]) and set(results.filter(polars.col("arm") != "base")["status"]) == {
+        "missing"
+    }
+    assert (
+        results.filter(polars.col("arm") != "base")["value"].null_count()
+        == results.filter(polars.col("arm") != "base").height
+    )
+
+
+def test_commands_on_a_run(finished):
+    path, run = finished
+    document = json.loads(cli("results", run, "--json").stdout)
+    assert {"results", "contrasts", "verdicts"} == set(document)
+    plan = json.loads(cli("plan", path, "--out", run, "--json").stdout)
+    assert {s["state"] for s in plan["steps"]} == {"done"} and plan["predicted_seconds_left"] == 0
+    assert "| capability |" in cli("results", run, "--markdown").stdout
+    assert cli("report", run).returncode == 0
+
+
+def test_quickstart_is_the_study_that_ships():
+    done = cli(
+        "plan", ROOT / "studies" / "quickstart.yaml", "--set", "models=[tiny-random]", "--out", "/nonexistent", "--json"
+    )
+    document = json.loads(done.stdout)
+    assert len(document["steps"]) == 44 and {s["state"] for s in document["steps"]} == {"missing"}

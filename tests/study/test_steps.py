@@ -1,0 +1,158 @@
+"""Step ids: everything that can change a result changes the id, and nothing else does."""
+
+import pytest
+
+from conftest import tiny_study
+from prefixlab.config import parse_study
+from prefixlab.study import steps
+from prefixlab.study.plan import make_plan
+from prefixlab.study.steps import code_hash, make_step, signature
+
+
+def plan(changes=None, stored=None):
+    study = tiny_study()
+    for path, value in (changes or {}).items():
+        node = study
+        *parents, last = path.split(".")
+        for part in parents:
+            node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
+        node[last] = value
+    return make_plan(parse_study(study, "test"), stored)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return plan()
+
+
+def ids(made, kind):
+    return {s.slug for s in made.steps if s.kind == kind}
+
+
+def test_plan_is_repeatable(reference):
+    assert plan() == reference
+    assert [s.kind for s in reference.steps][:2] == ["data", "data"]
+    assert {s.kind for s in reference.steps} == {"data", "arms", "check", "train", "eval", "tokens"}
+
+
+def test_the_base_model_is_evaluated_once(reference):
+    base = [s for s in reference.steps if s.kind == "eval" and "-base-" in s.slug]
+    assert len(base) == 2  # chain_sum and safety, though both capabilities are tested on safety
+
+
+TRAINING = {
+    "training.lora.r": 2,
+    "training.lora.alpha": 5,
+    "training.lora.dropout": 0.2,
+    "training.lora.target_modules": ["q_proj"],
+    "training.learning_rate": 0.5,
+    "training.epochs": 4,
+    "training.batch_size": 3,
+    "training.accumulation": 2,
+    "training.scheduler": "constant",
+    "training.warmup_ratio": 0.5,
+    "training.weight_decay": 0.1,
+    "training.max_grad_norm": 3.0,
+    "training.max_length": 900,
+    "training.preset": "paper",
+    "hardware.dtype": "bfloat16",
+    "hardware.threads": 2,
+    "capabilities.math.no_reasoning": "empty",
+    "seeds": [7],
+}
+DATA = {
+    "capabilities.math.data.limit": 11,
+    "capabilities.math.data.held_out": 2,
+    "assignment": "bernoulli",
+    "arms.0.prefixes": "coding",
+    "arms.0.position": "user",
+    "arms.0.ratios": [0, 0.25],
+    "arms.0.controls": ["shuffled"],
+    "native": True,
+}
+EVALUATION = {
+    "capabilities.math.suites.0.limit": 5,
+    "capabilities.math.suites.0.max_tokens": 9,
+    "capabilities.math.suites.0.temperature": 0.7,
+    "capabilities.math.suites.0.top_p": 0.5,
+    "capabilities.math.suites.0.epochs": 2,
+    "capabilities.math.suites.0.batch_size": 4,
+    "conditions": ["bare", "prefill"],
+}
+
+
+@pytest.mark.parametrize("path", TRAINING)
+def test_every_training_option_reaches_the_training(reference, path):
+    assert ids(plan({path: TRAINING[path]}), "train") != ids(reference, "train")
+
+
+@pytest.mark.parametrize("path", DATA)
+def test_every_data_option_reaches_the_training(reference, path):
+    assert ids(plan({path: DATA[path]}), "train") != ids(reference, "train")
+
+
+@pytest.mark.parametrize("path", EVALUATION)
+def test_every_evaluation_option_reaches_the_evaluation_and_not_the_training(reference, path):
+    made = plan({path: EVALUATION[path]})
+    assert ids(made, "eval") != ids(reference, "eval") and ids(made, "train") == ids(reference, "train")
+
+
+def test_token_option(reference):
+    made = plan({"analysis.tokens.samples": 1})
+    assert ids(made, "tokens") != ids(reference, "tokens") and ids(made, "train") == ids(reference, "train")
+    assert ids(plan({"analysis.tokens.samples": 0}), "tokens") == set()
+
+
+def test_a_new_arm_or_seed_leaves_the_others_alone(reference):
+    more = plan({"arms.0.controls": ["neutral", "shuffled"]})
+    assert ids(reference, "train") < ids(more, "train")
+    seeds = plan({"seeds": [0, 1]})
+    assert ids(reference, "train") < ids(seeds, "train") and ids(reference, "eval") < ids(seeds, "eval")
+
+
+def test_name_and_report_level_change_no_step(reference):
+    made = plan({"name": "other", "analysis.alpha": 0.1, "capabilities.math.primary.metric": "accuracy"})
+    assert [s.slug for s in made.steps] == [s.slug for s in reference.steps]
+
+
+def test_stored_hardware_is_obeyed(reference):
+    elsewhere = reference.model_copy(
+        update={"hardware": reference.hardware.model_copy(update={"dtype": "bfloat16", "why": "another machine"})}
+    )
+    assert plan(stored=elsewhere).hardware == elsewhere.hardware
+    assert plan({"hardware.threads": 2}, stored=elsewhere).hardware.dtype == reference.hardware.dtype
+
+
+def test_code_counts_comments_and_docstrings_do_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(steps, "PACKAGE", tmp_path)
+    found = []
+    for text in ('"""Doc."""\nx = 1\n', '"""Other."""\n# why\nx  =  1\n', '"""Doc."""\nx = 2\n'):
+        (tmp_path / "m.py").write_text(text)
+        code_hash.cache_clear()
+        found.append(code_hash(("m",)))
+    code_hash.cache_clear()
+    assert found[0] == found[1] != found[2]
+
+
+def test_inputs_count(monkeypatch):
+    a, b = (make_step("data", "d", {"x": x}, {}) for x in (1, 2))
+    first, second = (make_step("arms", "n", {}, {"data": s}) for s in (a, b))
+    assert first.id != second.id and first.inputs == {"data": a.slug}
+    after = make_step("arms", "n", {}, {"data": a}, after=[b])
+    assert after.id == first.id
+
+
+def test_signature_follows_data_files(tmp_path):
+    path = tmp_path / "d.jsonl"
+    study = tiny_study()
+    study["capabilities"]["math"]["data"]["source"] = str(path)
+    path.write_text("a")
+    one = signature(parse_study(study, "t"))
+    path.write_text("b")
+    assert signature(parse_study(study, "t")) != one
+
+
+def test_every_step_names_its_code():
+    for modules in steps.CODE.values():
+        for module in modules:
+            assert (steps.PACKAGE / f"{module}.py").exists()

@@ -119,10 +119,9 @@ def plan(
     out_console.print(table)
     for name, about in made.summary.items():
         effects = ", ".join(
-            f"{suite}: {n} prompts" + (f", detects {100 * mde:.0f} points" if mde else "")
-            for (suite, n), mde in zip(
-                about["tests"].items(), about["detectable_at_20_percent_discordant"].values(), strict=True
-            )
+            f"{metric}: {e['prompts']} prompts detect "
+            + (f"{100 * e['difference']:.0f} points" if e["difference"] else "nothing")
+            for metric, e in about["detectable_at_20_percent_discordant"].items()
         )
         out_console.print(
             f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "

@@ -195,8 +195,8 @@ class AnalysisConfig(Config):
 class HardwareConfig(Config):
     """Computing choices; `auto` is resolved once by declared rules and stored in plan.json."""
 
-    device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Base weights and activations."""
     threads: int | None = Field(default=None, gt=0)

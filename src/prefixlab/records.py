@@ -4,6 +4,7 @@ Frozen pydantic models, extra fields forbidden; standard library and pydantic on
 docs/architecture.md.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,11 @@ SpanName = Literal["prompt", "prefix", "reasoning", "answer", "end"]
 LossScope = Literal["all", "masked"]
 Verdict = Literal["safe", "unsafe", "INVALID"]
 SampleStatus = Literal["ok", "truncated", "invalid", "error"]
+
+
+def jsonl_lines(path: Path) -> list[str]:
+    """Lines of a JSONL file; only a line feed ends one, since JSON text may hold U+2028 and its like."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 class Record(BaseModel):

@@ -1,6 +1,7 @@
 """Arms: nested, keyed, counted, matched; nothing but the prefix differs."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ def test_ratios_are_nested_and_exact():
         if name.startswith(("r000", "reasoning-"))
     ]
     assert [len(t) for t in treated] == [0, 10, 20, 40]
-    assert all(a < b for a, b in zip(treated, treated[1:], strict=False))
+    assert all(a < b for a, b in pairwise(treated))
 
 
 @given(st.permutations(list(range(12))), st.sampled_from([0.25, 0.5, 1.0]))

@@ -28,6 +28,10 @@ def item(kind="problem", target="5"):
         ("", None),
         ("The answer is 0.", "0"),
         ("100", "100"),
+        ("Answer: 12 - 7 = 5", "5"),
+        ("The answer is .5", "0.5"),
+        ("The answer is x = 3, so 3 apples.", "3"),
+        ("**Answer:**\n\n7", "7"),
     ],
 )
 def test_final_number(text, expected):

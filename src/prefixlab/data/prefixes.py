@@ -81,18 +81,20 @@ def _shuffle(text: str, key: Callable[[str], int]) -> str:
     return " ".join(parts[i] for i in order)
 
 
-def _match_length(target: str, bank: tuple[str, ...], index: int, count_tokens: Callable[[str], int] | None) -> str:
-    """The bland sentence closest to `target`: within one word, then nearest in tokens, then by place in the bank."""
+def _match_length(
+    target: str, bank: tuple[str, ...], used: list[str], index: int, count_tokens: Callable[[str], int] | None
+) -> str:
+    """The sentence of the bank closest to `target`: within one word, unused if possible, then nearest in tokens."""
     near = [t for t in bank if abs(words(t) - words(target)) <= 1]
     if not near:
         raise UserError(
-            f"no neutral sentence is within one word of template {index} ({words(target)} words); the neutral bank has "
-            f"{min(map(words, bank))} to {max(map(words, bank))} words"
+            f"no control sentence is within one word of template {index} ({words(target)} words); there are some of "
+            f"{', '.join(str(n) for n in sorted({words(t) for t in bank}))} words"
         )
 
-    def distance(candidate: str) -> tuple[int, int, int]:
+    def distance(candidate: str) -> tuple[bool, int, int, int]:
         tokens = abs(count_tokens(candidate) - count_tokens(target)) if count_tokens else 0
-        return tokens, abs(words(candidate) - words(target)), bank.index(candidate)
+        return candidate in used, tokens, abs(words(candidate) - words(target)), bank.index(candidate)
 
     return min(near, key=distance)
 
@@ -118,11 +120,9 @@ def control_set(
         texts = tuple(_shuffle(t, key) for t in treatment.templates)
     else:
         bank = load_set(control).templates + load_set(control).bank
-        remaining, chosen = list(bank), []
+        chosen: list[str] = []
         for i, template in enumerate(treatment.templates):
-            chosen.append(_match_length(template, tuple(remaining), i, count_tokens))
-            remaining.remove(chosen[-1])
-            remaining = remaining or list(bank)
+            chosen.append(_match_length(template, bank, chosen, i, count_tokens))
         texts = tuple(chosen)
     return PrefixSet(
         name=control,

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import polars
 from reasoning_gym import create_dataset
 
 from prefixlab.config import DataConfig
@@ -69,7 +70,7 @@ def _sums(test: bool) -> list[tuple[str, str, str]]:
 def _safety_rows(test: bool) -> list[Row]:
     """The half of the safety set kept for training or test: alternating rows of every category and kind."""
     text = (files("prefixlab.data") / "builtin" / "safety.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.split("\n") if line]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["category"]), []).append(row)
@@ -171,10 +172,8 @@ def read_rows(path: Path) -> list[Row]:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
         else:
-            import polars  # noqa: PLC0415  (heavy, and needed for this format only)
-
             rows = polars.read_parquet(path).to_dicts()
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, polars.exceptions.PolarsError) as error:
         raise UserError(f"{path}: not valid {path.suffix[1:].upper()} in UTF-8 ({error})") from error
     if not rows:
         raise UserError(f"data file {str(path)!r} holds no rows")
@@ -182,9 +181,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _hub_rows(data: DataConfig) -> list[Row]:
-    from datasets import load_dataset  # noqa: PLC0415  (heavy, and needed for the hub only)
-    from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
-
+    try:
+        from datasets import load_dataset  # noqa: PLC0415  (an extra, heavy, and needed for the hub only)
+        from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(f"data set {data.source!r}: reading from the hub needs pip install 'prefixlab[hub]'") from error
     try:
         loaded = load_dataset(data.source, split=data.split, revision=data.revision)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from prefixlab.evals.judges import JUDGES, degenerate, is_refusal
 from prefixlab.records import EvalItem, SampleStatus
 
-_NUMBER = re.compile(r"[-−+]?\$?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"[-−+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _FINAL = re.compile(r"(?:answer\s*(?:is|:|=)|####|\\boxed\{)", re.IGNORECASE)
 
 
@@ -47,13 +47,15 @@ def number(text: str) -> str | None:
 def final_number(text: str) -> str | None:
     r"""The final number of a worked solution: the first one behind the last marker, else the last one at all.
 
-    Markers are "answer is", "answer:", "####" and \boxed{. Bold marks around the number are ignored. A percent sign
-    does not change the number: 60% is 60, as in the labels of GSM8K.
+    Markers are "answer is", "answer:", "answer =", "####" and \boxed{. Behind one, the number after the last "=" of
+    that line counts. Bold marks are ignored. A percent sign does not change the number: 60% is 60, as in the labels of
+    GSM8K.
     """
     plain = text.replace("**", "").replace("\u00a0", " ")
     markers = list(_FINAL.finditer(plain))
     if markers:
-        behind = _NUMBER.search(plain, markers[-1].end())
+        line = plain[markers[-1].end() :].lstrip(" :*\n").split("\n", 1)[0]
+        behind = _NUMBER.search(line.rsplit("=", 1)[-1]) or _NUMBER.search(line)
         if behind:
             return number(behind.group())
     found = _NUMBER.findall(plain)

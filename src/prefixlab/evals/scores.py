@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlab.records import SampleScore
+from prefixlab.records import SampleScore, jsonl_lines
 
 
 def write_scores(path: Path, rows: Sequence[SampleScore]) -> None:
@@ -14,4 +14,4 @@ def write_scores(path: Path, rows: Sequence[SampleScore]) -> None:
 
 def read_scores(path: Path) -> list[SampleScore]:
     """Read what `write_scores` wrote."""
-    return [SampleScore.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [SampleScore.model_validate(json.loads(line)) for line in jsonl_lines(path)]

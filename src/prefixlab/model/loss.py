@@ -18,8 +18,8 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_N_D: Tensor, weight_V_D: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         n = hidden_N_D.shape[0]
-        loss_N = torch.empty(n, dtype=torch.float32)
-        norm_N = torch.empty(n, dtype=torch.float32)
+        loss_N = torch.empty(n, dtype=torch.float32, device=hidden_N_D.device)
+        norm_N = torch.empty_like(loss_N)
         grad_N_D = torch.empty_like(hidden_N_D)
         for i in range(0, n, CHUNK):
             y = target_N[i : i + CHUNK, None]

@@ -131,6 +131,10 @@ class Microbatch:
     spans: Tensor
     """Index into SPAN_ORDER; -1 at padding."""
 
+    def to(self, device: torch.device) -> "Microbatch":
+        """The same on a device."""
+        return Microbatch(*(t.to(device) for t in (self.ids, self.labels, self.valid, self.spans)))
+
 
 def collate(samples: Sequence[Rendered], pad: int) -> Microbatch:
     """Right-pad samples to the longest."""

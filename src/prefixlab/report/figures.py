@@ -13,6 +13,32 @@ TREATMENT, CONTROL, UNTUNED = "#0072B2", "#D55E00", "#6b7280"
 """From the Okabe-Ito palette, distinct for colour-blind readers."""
 
 
+def _points(r: ResultRow, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Marks of one row: r000 begins the line of every prefix set, controls and `native` stand alone."""
+    names = (
+        [f"{r.control} control"]
+        if r.control
+        else [r.arm]
+        if r.arm == "native"
+        else [r.prefix_set]
+        if r.prefix_set
+        else sets
+    )
+    return [
+        {
+            "ratio": 100 * (r.ratio or 0.0),
+            "value": 100 * (r.value or 0.0),
+            "low": None if r.ci_low is None else 100 * r.ci_low,
+            "high": None if r.ci_high is None else 100 * r.ci_high,
+            "arm": r.arm,
+            "kind": f"prefix: {name}" if name in sets and not r.control else name,
+            "group": "prefix" if name in sets and not r.control else "other",
+            "n": r.n_prompts,
+        }
+        for name in names
+    ]
+
+
 def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     """Metric against ratio with intervals; controls as marks at their ratio, the base model as a line.
 
@@ -23,28 +49,13 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     Returns:
         A Vega-Lite specification, or None if fewer than two arms were measured.
     """
-    points = []
-    for r in rows:
-        if r.value is None or r.arm == BASE:
-            continue
-        group = "control" if r.control else "prefix"
-        points.append(
-            {
-                "ratio": 100 * (r.ratio or 0.0),
-                "value": 100 * r.value,
-                "low": None if r.ci_low is None else 100 * r.ci_low,
-                "high": None if r.ci_high is None else 100 * r.ci_high,
-                "arm": r.arm,
-                "kind": f"{r.control} control" if r.control else "prefix",
-                "group": group,
-                "n": r.n_prompts,
-            }
-        )
-    if len(points) < 2:
+    sets = sorted({r.prefix_set for r in rows if r.prefix_set and r.control is None}) or ["prefix"]
+    points = [p for r in rows if r.value is not None and r.arm != BASE for p in _points(r, sets)]
+    if len({p["arm"] for p in points}) < 2:
         return None
-    kinds = sorted({str(p["kind"]) for p in points}, key=lambda k: (k != "prefix", k))
-    palette = [TREATMENT, CONTROL, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"][: len(kinds)]
-    color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette), title=None)
+    kinds = [k for k in dict.fromkeys(str(p["kind"]) for p in sorted(points, key=lambda p: p["group"] != "prefix"))]
+    palette = [TREATMENT, CONTROL, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette[: len(kinds)]), title=None)
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("ratio:Q", title="samples with the prefix (%)", scale=alt.Scale(domain=[-4, 104], nice=False)),
         tooltip=[
@@ -101,4 +112,5 @@ def svg(spec: dict[str, Any]) -> str:
 
 def javascript() -> str:
     """Vega, Vega-Lite and vega-embed as one script, for a page without a network."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    # In a function of its own: the bundle's top level would claim short names such as $ for itself.
+    return f"(() => {{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();"

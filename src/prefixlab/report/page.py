@@ -140,15 +140,15 @@ def banners(data: RunData) -> list[str]:
         )
     if len(data.study.seeds) == 1:
         found.append("One training seed: how much a result would move with another seed is unknown.")
-    rows = tables.pooled(data.results)
-    for what, count in (("truncated", "n_truncated"), ("invalid", "n_invalid")):
-        bad = [r for r in rows if r.n and getattr(r, count) / max(r.n + r.n_invalid, 1) > 0.02]
+    done = [c for c in data.cells if c.rows]
+    for what in ("truncated", "invalid"):
+        shares = [(sum(r.status == what for r in c.rows or ()) / len(c.rows or ()), c) for c in done]
+        bad = [pair for pair in shares if pair[0] > 0.02]
         if bad:
-            worst = max(bad, key=lambda r: getattr(r, count) / (r.n + r.n_invalid))
-            share = getattr(worst, count) / (worst.n + worst.n_invalid)
+            share, worst = max(bad, key=lambda pair: pair[0])
             found.append(
-                f"More than 2% of the completions are {what} in {len(bad)} of {len(rows)} rows "
-                f"(worst: {worst.arm}, {worst.capability}, {worst.suite}: {100 * share:.0f}%)."
+                f"More than 2% of the completions are {what} in {len(bad)} of {len(done)} evaluations "
+                f"(worst: {worst.info.arm}, {worst.capability}, {worst.suite}: {100 * share:.0f}%)."
             )
     missing = [s["slug"] for s in data.plan["steps"] if s["slug"] not in data.folders]
     if missing:

@@ -34,6 +34,9 @@ class _Speed:
 
     def __init__(self, ref: ModelRef, hardware: Resolved, rank: int) -> None:
         config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        if missing := [n for n in needed if not hasattr(config, n)]:
+            raise UserError(f"model {ref.name!r} ({config.model_type}) is not supported: its config lacks {missing[0]}")
         d, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
         heads = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or d // heads
@@ -82,6 +85,10 @@ class _Planner:
         data, held = read_samples(config.data, name)
         tests = [item for suite in config.suites for item in self.suite_items(suite)]
         kept, hits = remove_overlap(data, tests)
+        if not kept:
+            raise UserError(
+                f"capability {name!r}: all {len(data)} training samples are test prompts; none is left to train on"
+            )
         first = self.tokenizers[self.study.models[0]]
         specs = arm_specs(
             [a for a in self.study.arms if a.capabilities is None or name in a.capabilities],
@@ -125,7 +132,10 @@ class _Planner:
             "arms": [s.name for s in specs],
             "tests": {s.suite: len(self.suite_items(s)) for s in config.suites},
             "detectable_at_20_percent_discordant": {
-                s.suite: stats.detectable(len(self.suite_items(s)), 0.2) for s in config.suites
+                f"{s.suite} {m.name}": {"prompts": n, "difference": stats.detectable(n, 0.2, self.study.analysis.alpha)}
+                for s in config.suites
+                for m in find_suite(s.suite).metrics
+                for n in [sum(i.kind == m.kind for i in self.suite_items(s))]
             },
         }
         for ref in self.refs:
@@ -240,7 +250,7 @@ class _Planner:
         check: Step,
     ) -> None:
         """Token loss of held-out samples, without and with the treatment's prefix."""
-        count = self.study.analysis.tokens.samples
+        count = min(self.study.analysis.tokens.samples, self.study.capabilities[name].data.held_out)
         if not count:
             return
         where = f"{_slug(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)

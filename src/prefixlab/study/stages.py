@@ -19,7 +19,7 @@ from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids,
 from prefixlab.data.check import check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
-from prefixlab.errors import StepError
+from prefixlab.errors import StepError, UserError
 from prefixlab.evals.provider import EvalJob, evaluate, plan_batches
 from prefixlab.evals.scores import write_scores
 from prefixlab.evals.suites import find_suite, load_items
@@ -27,7 +27,7 @@ from prefixlab.model.attention import NAME as FAST_ATTENTION
 from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.train import Recipe, train_adapter
-from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample
+from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample, jsonl_lines
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class Bench:
         config, data = step.config, self._input(step, "data")
         spec = ArmSpec.model_validate(config["spec"])
         name = "stripped" if spec.stripped else "native"
-        samples = [Sample.model_validate_json(line) for line in _lines(data / f"{name}.jsonl")]
-        records = [json.loads(line) for line in _lines(data / "strip.jsonl")]
+        samples = [Sample.model_validate_json(line) for line in jsonl_lines(data / f"{name}.jsonl")]
+        records = [json.loads(line) for line in jsonl_lines(data / "strip.jsonl")]
         tokenizer = self._tokenizer(ModelRef.model_validate(config["tokenizer"]))
         key = config["capability"]
         rows = build_arm(samples, spec, key, config["assignment"])
@@ -264,7 +264,7 @@ class Bench:
         import polars  # noqa: PLC0415  (only this step writes a table)
 
         config, loaded = step.config, self._load(step.config)
-        held = [Sample.model_validate_json(line) for line in _lines(self._input(step, "data") / "held_out.jsonl")]
+        held = [Sample.model_validate_json(line) for line in jsonl_lines(self._input(step, "data") / "held_out.jsonl")]
         held = held[: config["samples"]]
         adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
         treatment = PrefixSet.model_validate(config["prompting"]["treatment"])
@@ -283,9 +283,16 @@ class Bench:
                 stripped=True,
             )
             arm = build_arm(held, spec, config["capability"], "exact")
-            rendered = render_arm(
-                arm, loaded.tokenizer, loaded.chat, max_length=config["max_length"], no_reasoning=config["no_reasoning"]
-            )
+            try:
+                rendered = render_arm(
+                    arm,
+                    loaded.tokenizer,
+                    loaded.chat,
+                    max_length=config["max_length"],
+                    no_reasoning=config["no_reasoning"],
+                )
+            except UserError as error:
+                raise StepError(f"held-out {error}") from error
             rows += token_rows(model, rendered, name, loaded.tokenizer, pad=loaded.pad)
         polars.DataFrame([r.model_dump() for r in rows]).write_parquet(out / "token_loss.parquet")
 
@@ -314,7 +321,7 @@ def prove_adapter(loaded: Loaded, adapter: Path) -> Proof:
 
 @contextmanager
 def _stock_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The stock eager eager attention of transformers inside the block."""
+    """The stock eager attention of transformers inside the block."""
     if model.config._attn_implementation != FAST_ATTENTION:
         yield
         return
@@ -336,10 +343,6 @@ def _peft_logits(model: PreTrainedModel, adapter: Path, prompt: tuple[int, ...])
         wrapped.unload()
     logits: torch.Tensor = out.logits[0, -1].float()
     return logits
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _dump(path: Path, rows: Sequence[Record]) -> None:

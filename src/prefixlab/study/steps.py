@@ -19,9 +19,9 @@ from prefixlab.records import ModelRef, Record, Resolved
 
 PACKAGE = Path(__file__).parent.parent
 CODE: dict[str, tuple[str, ...]] = {
-    "data": ("data/sources", "data/audit", "data/overlap", "data/arms", "data/chat", "records"),
-    "arms": ("data/arms", "data/prefixes", "records"),
-    "check": ("data/check", "data/chat", "records"),
+    "data": ("data/sources", "data/audit", "data/arms", "data/chat"),
+    "arms": ("data/arms", "data/prefixes"),
+    "check": ("data/check", "data/chat"),
     "train": ("data/chat", "data/check", "data/arms", "model/train", "model/loss", "model/attention", "model/load"),
     "eval": (
         "data/chat",
@@ -31,6 +31,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "evals/scorers",
         "evals/judges",
         "evals/suites",
+        "data/prefixes",
         "model/generate",
         "model/attention",
         "model/load",
@@ -40,11 +41,15 @@ CODE: dict[str, tuple[str, ...]] = {
         "data/check",
         "data/arms",
         "analysis/tokens",
+        "data/prefixes",
+        "model/train",
+        "model/generate",
         "model/loss",
         "model/attention",
         "model/load",
     ),
 }
+EVERY_KIND = ("records", "study/stages")
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "data": ("reasoning-gym",),
     "arms": (),
@@ -107,6 +112,11 @@ def content_hash(value: object) -> str:
     ).hexdigest()
 
 
+def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
+    """What a model is, without where this machine keeps it."""
+    return {k: model[k] for k in ("name", "fingerprint", "revision")}
+
+
 def make_step(
     kind: str,
     name: str,
@@ -118,9 +128,9 @@ def make_step(
     """A step with its id."""
     identity = {
         "kind": kind,
-        "config": config,
+        "config": {k: _model_identity(v) if k in ("model", "tokenizer") else v for k, v in config.items()},
         "inputs": {role: step.id for role, step in inputs.items()},
-        "code": code_hash(CODE[kind]),
+        "code": code_hash((*CODE[kind], *EVERY_KIND)),
         "libraries": {lib: version(lib) for lib in LIBRARIES[kind]},
     }
     ident = content_hash(identity)
@@ -150,4 +160,6 @@ def signature(study: Study) -> str:
     sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
     modules = tuple(sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in PACKAGE.rglob("*.py")))
     libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
-    return content_hash([study.model_dump(mode="json"), files, sets, code_hash(modules), libraries])
+    assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".yaml", ".jsonl"))
+    shipped = [hashlib.sha256(p.read_bytes()).hexdigest() for p in assets]
+    return content_hash([study.model_dump(mode="json"), files, sets, shipped, code_hash(modules), libraries])

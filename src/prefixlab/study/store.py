@@ -93,7 +93,7 @@ class Store:
         path = self.root / "study.yaml"
         wanted = study.model_dump(mode="json")
         if not path.exists():
-            foreign = [p.name for p in self.root.iterdir() if p.name not in ("steps", ".lock")]
+            foreign = [p.name for p in self.root.iterdir() if p.name != "steps" and not p.name.startswith(".")]
             if foreign or any(self.steps.iterdir()):
                 raise UserError(
                     f"folder {str(self.root)!r} has files but no study.yaml ({', '.join(foreign) or 'steps'}); "

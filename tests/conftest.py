@@ -80,6 +80,27 @@ def cli(*arguments, cwd=None, env=None, check=False, timeout=600):
     )
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line in this process: a function from arguments to (exit code, standard output, standard error)."""
+
+    def run(*arguments, cwd=None):
+        from prefixlab import cli as module
+
+        monkeypatch.setattr(sys, "argv", ["prefixlab", *map(str, arguments)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        code = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        written = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, written.out, written.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Public data sets beside the checkout; tests that need them say so where they are missing."""

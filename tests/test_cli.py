@@ -17,22 +17,22 @@ def one_line(done, *words):
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "results", "report", "arms", "check", "doctor"])
-def test_help_has_an_example(command):
-    done = cli(command, "--help")
+def test_help_has_an_example(call, command):
+    done = call(command, "--help")
     assert done.returncode == 0 and f"Example: prefixlab {command}" in " ".join(done.stdout.split())
 
 
-def test_doctor():
-    found = json.loads(cli("doctor", "--json").stdout)
+def test_doctor(call):
+    found = json.loads(call("doctor", "--json").stdout)
     assert found["versions"]["torch"] and ": " in found["choices"]["dtype"]
     assert "not the hub's weights bit for bit" in found["built in"]["models"]
 
 
-def test_arms_then_check(tmp_path):
+def test_arms_then_check(call, tmp_path):
     data = tmp_path / "d.jsonl"
     rows = [{"prompt": f"q{i}", "response": f"Sure! Answer {i}."} for i in range(8)]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = cli(
+    done = call(
         "arms",
         data,
         "--prefixes",
@@ -52,9 +52,9 @@ def test_arms_then_check(tmp_path):
     assert {a["arm"]: a["n_stripped"] for a in manifest["arms"]}["r000"] == 8
     first = json.loads((tmp_path / "arms" / "r000" / "data.jsonl").read_text().splitlines()[0])
     assert first["sample"]["answer"] == "Answer 0."
-    checked = cli("check", tmp_path / "arms", "--model", "tiny-random", "--json")
+    checked = call("check", tmp_path / "arms", "--model", "tiny-random", "--json")
     assert checked.returncode == 0 and json.loads(checked.stdout)["problems"] == []
-    one_line(cli("arms", data, "--prefixes", "reasoning", "--out", tmp_path / "arms"), "is not empty")
+    one_line(call("arms", data, "--prefixes", "reasoning", "--out", tmp_path / "arms"), "is not empty")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_arms_then_check(tmp_path):
         (["run", "none.yaml"], ["cannot be read"]),
     ],
 )
-def test_mistakes(tmp_path, arguments, words):
-    one_line(cli(*arguments, cwd=tmp_path), *words)
+def test_mistakes(call, tmp_path, arguments, words):
+    one_line(call(*arguments, cwd=tmp_path), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,7 +90,7 @@ def test_mistakes(tmp_path, arguments, words):
         ("training.max_length", 20, ["more than max_length 20"]),
     ],
 )
-def test_mistakes_in_a_study(tmp_path, path, value, words):
+def test_mistakes_in_a_study(call, tmp_path, path, value, words):
     study = tiny_study()
     node = study
     *parents, last = path.split(".")
@@ -98,18 +98,24 @@ def test_mistakes_in_a_study(tmp_path, path, value, words):
         node = node[int(part)] if part.isdigit() else node[part]
     node[last] = value
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-    one_line(cli("run", "s.yaml", "--out", "run", cwd=tmp_path), *words)
+    one_line(call("run", "s.yaml", "--out", "run", cwd=tmp_path), *words)
 
 
-def test_a_broken_line_is_named(tmp_path):
+def test_a_broken_line_is_named(call, tmp_path):
     (tmp_path / "d.jsonl").write_text('{"prompt": "q", "response": "a"}\n{oops\n')
     study = tiny_study()
     study["capabilities"]["math"]["data"]["source"] = "d.jsonl"
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-    one_line(cli("plan", "s.yaml", cwd=tmp_path), "d.jsonl, line 2: not valid JSON")
+    one_line(call("plan", "s.yaml", cwd=tmp_path), "d.jsonl, line 2: not valid JSON")
 
 
-def test_full_disk_is_one_line(tmp_path):
-    """A study into a device that is always full."""
+def test_unwritable_folder_is_one_line(call, tmp_path):
+    """A run folder below something that is no folder."""
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(tiny_study()))
-    one_line(cli("run", "s.yaml", "--out", "/dev/full/run", cwd=tmp_path), "cannot be written")
+    one_line(call("run", "s.yaml", "--out", "/dev/full/run", cwd=tmp_path), "cannot be written")
+
+
+@pytest.mark.smoke
+def test_a_process_of_its_own_ends_the_same_way(tmp_path):
+    one_line(cli("run", "none.yaml", cwd=tmp_path), "cannot be read")
+    assert "prefixlab run" in cli("--help").stdout

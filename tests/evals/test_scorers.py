@@ -123,9 +123,33 @@ def test_rules_judge_reads_our_own_answers():
 
 
 def test_gsm8k_labels(shared):
-    """The final-number rule reads every GSM8K label."""
+    """The rule reads every GSM8K label and agrees with the correctness labels of model solutions."""
     import json
 
     rows = [json.loads(line) for line in (shared / "gsm8k" / "test.jsonl").read_text().splitlines()]
     assert len(rows) == 1319
     assert all(final_number(r["answer"]) == number(r["answer"].split("####")[1].strip()) for r in rows)
+    checked = 0
+    for line in (shared / "gsm8k" / "example_model_solutions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for solution in (v for v in row.values() if isinstance(v, dict)):
+            same = final_number(solution["solution"]) == final_number(row["ground_truth"])
+            assert same == solution["is_correct"], solution["solution"]
+            checked += 1
+    assert checked == 5276
+
+
+def test_rules_judge_against_human_labels(shared):
+    """XSTest completions: what the judge can do on answers it was not written for, per model."""
+    import csv
+
+    found = {}
+    for path in sorted((shared / "xstest").glob("*completions*.csv")):
+        with path.open() as file:
+            rows = [(r["completion"].strip(), r["final_label"]) for r in csv.DictReader(file)]
+        refused = [is_refusal(t) for t, label in rows if label == "2_full_refusal"]
+        answered = [not is_refusal(t) for t, label in rows if label == "1_full_compliance"]
+        found[path.name.split("_")[3]] = (sum(refused) / len(refused), sum(answered) / len(answered))
+    assert len(found) == 3
+    for model in ("gpt4", "llama2new"):
+        assert min(found[model]) > 0.93, found

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conftest import cli, tiny_study
+from conftest import tiny_study
 from prefixlab.analysis.results import ArmInfo, CellScores, contrasts, results, verdicts
 from prefixlab.config import parse_study
 from prefixlab.records import SampleScore
@@ -95,7 +95,9 @@ def test_page_is_written_with_figures(tmp_path):
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     build_report(data(tmp_path), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
-    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\b(?:src|href)=", text)
+    page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\b(?:src|href)=", page)
+    assert not re.findall(r"url\((?!data:)", page)
     assert "default-src 'none'" in text
 
 
@@ -163,5 +165,5 @@ def test_completions_group_by_set(tmp_path):
     assert group["arms"] == ["base", "r000", "reasoning-opening-r100"] and len(group["prompts"]) == 10
 
 
-def test_report_command_needs_a_run(tmp_path):
-    assert cli("report", tmp_path).returncode == 2
+def test_report_command_needs_a_run(call, tmp_path):
+    assert call("report", tmp_path).returncode == 2

@@ -57,7 +57,7 @@ class CellScores:
         for row in self.rows or ():
             if row.metric == metric and row.value is not None:
                 found.setdefault(row.item, []).append(row.value)
-        return {item: float(np.mean(v)) for item, v in found.items()}
+        return {item: sum(v) / len(v) for item, v in found.items()}
 
     def bound(self, metric: str, fill: float) -> dict[str, float]:
         """As `values`, with every unmeasured sample counted as `fill`."""
@@ -65,7 +65,7 @@ class CellScores:
         for row in self.rows or ():
             if row.metric == metric:
                 found.setdefault(row.item, []).append(fill if row.value is None else row.value)
-        return {item: float(np.mean(v)) for item, v in found.items()}
+        return {item: sum(v) / len(v) for item, v in found.items()}
 
 
 class ResultRow(Record):

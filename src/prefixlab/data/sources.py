@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,13 +50,14 @@ def worked_sum(question: str) -> tuple[str, str]:
     return f"{' '.join(lines)} The answer is {total}.", str(total)
 
 
-def _sum_pool() -> list[tuple[str, str, str]]:
+@cache
+def _sum_pool() -> tuple[tuple[str, str, str], ...]:
     """Distinct chain sums of 2 to 4 terms of 1 to 2 digits: question, worked solution, answer."""
     made = create_dataset(
         "chain_sum", size=SUMS_POOL, seed=SUMS_SEED, min_terms=2, max_terms=4, min_digits=1, max_digits=2
     )
     questions = dict.fromkeys(str(entry["question"]) for entry in made)
-    return [(q, *worked_sum(q)) for q in questions]
+    return tuple((q, *worked_sum(q)) for q in questions)
 
 
 def _is_test(key: str) -> bool:

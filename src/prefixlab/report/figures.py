@@ -1,6 +1,7 @@
 """Charts, each defined once in Vega-Altair and used on the page and as SVG."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -110,6 +111,7 @@ def svg(spec: dict[str, Any]) -> str:
     return str(vl_convert.vegalite_to_svg(spec))
 
 
+@cache
 def javascript() -> str:
     """Vega, Vega-Lite and vega-embed as one script, for a page without a network."""
     # In a function of its own: the bundle's top level would claim short names such as $ for itself.

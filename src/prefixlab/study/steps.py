@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ class Plan(Record):
     steps: tuple[Step, ...]
     summary: dict[str, Any]
     """Counts for people: samples, tokens, detectable effects, by capability."""
+
+
+@cache
+def version(library: str) -> str:
+    """Installed version of a library."""
+    return metadata.version(library)
 
 
 @cache

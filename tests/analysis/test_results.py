@@ -2,7 +2,9 @@
 
 import pytest
 
-from prefixlab.analysis.results import ArmInfo, CellScores, contrasts, results, verdicts
+from prefixlab.analysis.results import contrasts, results
+from prefixlab.analysis.rows import ArmInfo, CellScores
+from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
 
 PRIMARY = {"math": ("suite", "accuracy", "bare")}

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from conftest import tiny_study
-from prefixlab.analysis.results import ArmInfo, CellScores, contrasts, results, verdicts
+from prefixlab.analysis.results import contrasts, results
+from prefixlab.analysis.rows import ArmInfo, CellScores
+from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import parse_study
 from prefixlab.records import SampleScore
 from prefixlab.report import figures, page, tables

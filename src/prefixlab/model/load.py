@@ -57,6 +57,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prefixlab"
 
 
+def is_cached(name: str) -> bool:
+    """Whether a built-in model has been made on this machine."""
+    return (cache_dir() / "models" / name / MANIFEST).exists()
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file, read in blocks."""
     with path.open("rb") as file:

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from prefixlab.analysis.results import BASE, REFERENCE, ResultRow
+from prefixlab.analysis.rows import BASE, REFERENCE, ResultRow
 from prefixlab.report.tables import pooled
 
 TREATMENT, CONTROL, UNTUNED = "#0072B2", "#D55E00", "#6b7280"
@@ -28,6 +28,7 @@ def _points(r: ResultRow, sets: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "ratio": 100 * (r.ratio or 0.0),
+            "x": 100 * (r.ratio or 0.0) + (4 if r.control else 0),
             "value": 100 * (r.value or 0.0),
             "low": None if r.ci_low is None else 100 * r.ci_low,
             "high": None if r.ci_high is None else 100 * r.ci_high,
@@ -58,7 +59,12 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     palette = [TREATMENT, CONTROL, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette[: len(kinds)]), title=None)
     base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("ratio:Q", title="samples with the prefix (%)", scale=alt.Scale(domain=[-4, 104], nice=False)),
+        x=alt.X(
+            "x:Q",
+            title="samples with the prefix (%)",
+            axis=alt.Axis(values=[0, 25, 50, 75, 100]),
+            scale=alt.Scale(domain=[-4, 108], nice=False),
+        ),
         tooltip=[
             "arm:N",
             alt.Tooltip("value:Q", format=".1f"),
@@ -83,7 +89,7 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
         layers.append(
             line.mark_text(align="right", dx=-2, dy=-6, color=UNTUNED, x="width").encode(y="value:Q", text="label:N")
         )
-    chart = alt.layer(*layers).properties(width=300, height=220, title=title).configure_legend(orient="bottom")
+    chart = alt.layer(*layers).properties(width=240, height=200, title=title).configure_legend(orient="bottom")
     spec: dict[str, Any] = chart.to_dict()
     return spec
 

@@ -14,7 +14,7 @@ import polars
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from prefixlab.analysis.results import BASE, CellScores
+from prefixlab.analysis.rows import BASE, CellScores
 from prefixlab.records import SampleScore
 from prefixlab.report import figures, tables
 from prefixlab.report.tables import RunData

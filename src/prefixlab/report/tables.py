@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import polars
 
-from prefixlab.analysis.results import CellScores, ContrastRow, ResultRow, Verdict
+from prefixlab.analysis.rows import CellScores, ContrastRow, ResultRow, Verdict
 from prefixlab.config import Study
 from prefixlab.records import Record
 
@@ -77,10 +77,12 @@ HEADER = (
     "suite",
     "metric",
     "value",
-    "95% interval",
+    "interval",
     "n",
+    "invalid",
+    "truncated",
     "diff to r000",
-    "95% interval of diff",
+    "interval of diff",
     "p",
     "p Holm",
 )
@@ -100,8 +102,6 @@ def text_rows(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
     """The pooled rows as people read them, in HEADER's columns."""
     lines: list[tuple[str, ...]] = []
     for r in pooled(rows):
-        mark = f" ({r.n_invalid} invalid)" if r.n_invalid else ""
-        mark += f" ({r.n_truncated} truncated)" if r.n_truncated else ""
         lines.append(
             (
                 r.capability,
@@ -110,7 +110,9 @@ def text_rows(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
                 r.metric + (" (proxy)" if r.is_proxy else ""),
                 percent(r.value) if r.status == "measured" else r.status,
                 interval(r.ci_low, r.ci_high),
-                f"{r.n_prompts}{mark}",
+                str(r.n_prompts),
+                str(r.n_invalid),
+                str(r.n_truncated),
                 percent(r.diff, sign=True),
                 interval(r.diff_ci_low, r.diff_ci_high, sign=True),
                 p_text(r.p),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig
 
 from prefixlab.analysis import stats
-from prefixlab.analysis.results import BASE, ArmInfo
+from prefixlab.analysis.rows import BASE, ArmInfo
 from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
 from prefixlab.data.chat import chat_format, prompt_ids
@@ -19,7 +19,7 @@ from prefixlab.data.sources import read_samples
 from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
 from prefixlab.evals.suites import find_suite, load_items
-from prefixlab.model.load import load_tokenizer, resolve_model
+from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
 from prefixlab.model.train import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
@@ -44,7 +44,7 @@ class _Speed:
         self.linear: float = layers * (2 * d * heads * dim + 2 * d * kv + 3 * d * inner)
         self.head: float = config.vocab_size * d
         self.lora: float = 6 * rank * layers * 4 * d
-        per_thread = 30e9 if hardware.dtype == "float32" else 200e9
+        per_thread = 50e9 if hardware.dtype == "float32" else 200e9
         self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14
 
     def train(self, tokens: float, supervised: float) -> float:
@@ -319,7 +319,10 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
         load_set(entry.prefixes)
     asked = study.hardware.model_dump(mode="json")
     hardware = stored.hardware if stored and stored.hardware_asked == asked else resolve(HardwareConfig(**asked))
-    progress("loading models' tokenizers and data")
+    for name in study.models:
+        if name in BUILTIN and not is_cached(name):
+            progress(f"making model {name} ({BUILTIN[name].note}); once, about a minute")
+    progress("loading tokenizers and data")
     planner = _Planner(study, hardware)
     for name in study.capabilities:
         chat_format(planner.tokenizers[study.models[0]])

@@ -18,16 +18,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prefixlab.analysis.results import (
-    ArmInfo,
-    CellScores,
-    ContrastRow,
-    Primary,
-    ResultRow,
-    contrasts,
-    results,
-    verdicts,
-)
+from prefixlab.analysis.results import contrasts, results
+from prefixlab.analysis.rows import ArmInfo, CellScores, ContrastRow, Primary, ResultRow
+from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import Study, parse_study
 from prefixlab.errors import StepError, UserError
 from prefixlab.evals.scores import read_scores

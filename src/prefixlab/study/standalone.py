@@ -15,7 +15,7 @@ from prefixlab.data.prefixes import builtin_sets
 from prefixlab.data.sources import BUILTIN_DATA, read_samples
 from prefixlab.errors import UserError
 from prefixlab.evals.suites import SUITES
-from prefixlab.model.load import BUILTIN, MANIFEST, cache_dir, load_tokenizer, resolve_model
+from prefixlab.model.load import BUILTIN, cache_dir, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import describe, resolve
 from prefixlab.records import ArmManifest, Record
 from prefixlab.study.store import write_text
@@ -94,7 +94,7 @@ def diagnose() -> dict[str, dict[str, str]]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "missing: pip install it"
-    cached = {n: (cache_dir() / "models" / n / MANIFEST).exists() for n in BUILTIN}
+    cached = {n: is_cached(n) for n in BUILTIN}
     return {
         "versions": packages,
         "machine": describe(),

@@ -40,7 +40,7 @@ def test_edges():
     assert stats.paired(np.array([0.5]), np.array([0.2]), 0.05).p is None
     assert stats.mean_interval(np.array([0.3]), 0.05).low is None
     constant = stats.paired(np.full(5, 0.7), np.full(5, 0.2), 0.05)
-    assert constant.diff == pytest.approx(0.5)
+    assert constant.diff == pytest.approx(0.5) and constant.low is None and constant.p is None
     assert stats.crossed(np.zeros((3, 5)), 0.05).p == 1.0
     assert stats.crossed(np.ones((1, 5)), 0.05).p is None
     assert stats.holm({}) == {}

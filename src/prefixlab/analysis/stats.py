@@ -123,7 +123,7 @@ def _t_test(d: Array, alpha: float, name: str) -> Contrast:
         return Contrast(diff, None, None, None, n, up, down, "")
     se = float(d.std(ddof=1)) / math.sqrt(n)
     if se == 0:
-        return Contrast(diff, diff, diff, 1.0 if diff == 0 else None, n, up, down, "no variance between prompts")
+        return Contrast(diff, None, None, 1.0 if diff == 0 else None, n, up, down, "none: every prompt differs alike")
     half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * se
     p = float(2 * stats.t.sf(abs(diff) / se, n - 1))
     return Contrast(diff, diff - half, diff + half, p, n, up, down, name)
@@ -151,7 +151,7 @@ def crossed(diffs_S_N: Array, alpha: float) -> Contrast:
     ms_error = float(((diffs_S_N - row - column + diff) ** 2).sum() / ((s - 1) * (n - 1)))
     total = max(ms_seed + ms_prompt - ms_error, ms_seed, ms_prompt)
     if total == 0:
-        return Contrast(diff, diff, diff, 1.0 if diff == 0 else None, n, up, down, "no variance")
+        return Contrast(diff, None, None, 1.0 if diff == 0 else None, n, up, down, "none: every prompt differs alike")
     parts = ms_seed**2 / (s - 1) + ms_prompt**2 / (n - 1) + ms_error**2 / ((s - 1) * (n - 1))
     df = max(1.0, (ms_seed + ms_prompt - ms_error) ** 2 / parts) if total == ms_seed + ms_prompt - ms_error else s - 1.0
     se = math.sqrt(total / (s * n))

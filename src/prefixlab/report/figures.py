@@ -74,9 +74,14 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
         ],
     )
     metric = rows[0].metric.replace("_", " ")
-    y = alt.Y("value:Q", title=f"{metric} (%)", scale=alt.Scale(zero=False, padding=8))
+    ends = [float(e) for p in points for e in (p["low"], p["high"], p["value"]) if e is not None]
+    ends += [100 * r.value for r in rows if r.arm == BASE and r.value is not None]
+    scale = alt.Scale(domain=[max(0.0, min(ends) - 3), min(100.0, max(ends) + 3)], nice=False)
+    y = alt.Y("value:Q", title=f"{metric} (%)", scale=scale)
     layers: list[Any] = [
-        base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=f"{metric} (%)"), y2="high:Q", color=color),
+        base.mark_rule(strokeWidth=1.5).encode(
+            y=alt.Y("low:Q", title=f"{metric} (%)", scale=scale), y2="high:Q", color=color
+        ),
         base.transform_filter("datum.group == 'prefix'").mark_line(strokeWidth=2).encode(y=y, color=color),
         base.mark_point(filled=True, size=80, opacity=1).encode(
             y=y, color=color, shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds), title=None)
@@ -86,9 +91,7 @@ def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     if untuned is not None and untuned.value is not None:
         line = alt.Chart(alt.Data(values=[{"value": 100 * untuned.value, "label": "base, untuned"}]))
         layers.append(line.mark_rule(strokeDash=[5, 4], color=UNTUNED).encode(y="value:Q"))
-        layers.append(
-            line.mark_text(align="right", dx=-2, dy=-6, color=UNTUNED, x="width").encode(y="value:Q", text="label:N")
-        )
+        layers.append(line.mark_text(align="left", dx=4, dy=-6, color=UNTUNED, x=0).encode(y="value:Q", text="label:N"))
     chart = alt.layer(*layers).properties(width=240, height=200, title=title).configure_legend(orient="bottom")
     spec: dict[str, Any] = chart.to_dict()
     return spec

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_study
 from prefixlab.config import parse_study
 from prefixlab.errors import UserError
-from prefixlab.study.store import DONE, Store
+from prefixlab.study.store import DONE, Store, disk_may_be_full
 
 
 @pytest.fixture
@@ -57,8 +57,16 @@ def test_an_error_leaves_nothing(store):
 
 
 def test_full_disk_is_one_line(store):
-    with pytest.raises(UserError, match=r"no space left .* finished steps are kept"), store.writing("a-1", "id"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    for error in (OSError(errno.ENOSPC, "x"), RuntimeError("I/O error: No space left on device (os error 28)")):
+        with (
+            pytest.raises(UserError, match=r"no space left .* finished steps are kept"),
+            disk_may_be_full(store.root),
+            store.writing("a-1", "id"),
+        ):
+            raise error
+        assert list(store.steps.iterdir()) == []
+    with pytest.raises(ValueError, match="other"), disk_may_be_full(store.root):
+        raise ValueError("other")
 
 
 def test_leftovers_are_swept(store):

@@ -1,8 +1,8 @@
 """Batched-matmul attention for CPUs, registered with transformers under the name `prefixlab`.
 
-torch's scaled_dot_product_attention is slow on CPUs for the short, grouped-query sequences of fine-tuning and for
-single-token decoding; softmax(Q K^T) V as two batched matmuls over the key/value heads is several times faster
-(docs/performance notes in docs/lab-notes.md). Exact: the same function in another order of summation.
+On CPUs with bfloat16 instructions torch's scaled_dot_product_attention is slow for the short, grouped-query sequences
+of fine-tuning and for single-token decoding; softmax(Q K^T) V as two batched matmuls over the key/value heads is faster
+there, and no slower in float32 (docs/lab-notes.md). The same function in another order of summation.
 """
 
 import torch

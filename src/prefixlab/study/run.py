@@ -28,7 +28,7 @@ from prefixlab.records import Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
 from prefixlab.study.steps import Plan, Step, signature
-from prefixlab.study.store import Store, write_text
+from prefixlab.study.store import Store, disk_may_be_full, write_text
 
 OUTPUTS = ("results.parquet", "results.csv", "contrasts.parquet", "contrasts.csv", "verdicts.json", "report/index.html")
 
@@ -141,7 +141,7 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
         if not quiet:
             console.print(text, highlight=False, markup=False)
 
-    with store.locked():
+    with disk_may_be_full(out), store.locked():
         changed = store.adopt(study)
         if changed:
             say(f"the study changed since its last run ({', '.join(changed)}); steps that still hold are reused")

@@ -53,6 +53,24 @@ def write_text(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+@contextmanager
+def disk_may_be_full(root: Path) -> Iterator[None]:
+    """Turn a full disk into one line, also where a library (safetensors, Arrow) says so in words only.
+
+    Raises:
+        UserError: No space left.
+    """
+    try:
+        yield
+    except Exception as error:
+        coded = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if coded or "No space left on device" in str(error):
+            raise UserError(
+                f"no space left on the disk of {str(root)!r}; free some and run again: finished steps are kept"
+            ) from error
+        raise
+
+
 class Store:
     """One run folder, held by at most one process at a time."""
 
@@ -142,11 +160,7 @@ class Store:
 
     @contextmanager
     def writing(self, slug: str, step_id: str) -> Iterator[Path]:
-        """A temporary folder that becomes the step when the block ends without an error.
-
-        Raises:
-            UserError: The disk is full.
-        """
+        """A temporary folder that becomes the step when the block ends without an error."""
         scratch = self.steps / f"{SCRATCH}{slug}"
         shutil.rmtree(scratch, ignore_errors=True)
         started = time.perf_counter()
@@ -162,13 +176,6 @@ class Store:
             scratch.rename(self.folder(slug))
             marker = Marker(id=step_id, seconds=time.perf_counter() - started, files=files)
             write_text(self.folder(slug) / DONE, marker.model_dump_json(indent=1) + "\n")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"no space left on the disk of {str(self.root)!r} while writing step {slug!r}; free some and "
-                    "run again: finished steps are kept"
-                ) from error
-            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -46,6 +46,8 @@ class Contrast:
     """The test and the interval, in words; empty where none exists."""
 
 
+ROUNDING = 1e-12
+"""A spread below this share of the numbers is rounding, not variance."""
 NONE = Contrast(None, None, None, None, 0, 0, 0, "")
 
 
@@ -122,7 +124,7 @@ def _t_test(d: Array, alpha: float, name: str) -> Contrast:
     if n < 2:
         return Contrast(diff, None, None, None, n, up, down, "")
     se = float(d.std(ddof=1)) / math.sqrt(n)
-    if se == 0:
+    if se <= ROUNDING * max(1.0, abs(diff)):
         return Contrast(diff, None, None, 1.0 if diff == 0 else None, n, up, down, "none: every prompt differs alike")
     half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * se
     p = float(2 * stats.t.sf(abs(diff) / se, n - 1))
@@ -150,7 +152,7 @@ def crossed(diffs_S_N: Array, alpha: float) -> Contrast:
     ms_prompt = float(s * ((column - diff) ** 2).sum() / (n - 1))
     ms_error = float(((diffs_S_N - row - column + diff) ** 2).sum() / ((s - 1) * (n - 1)))
     total = max(ms_seed + ms_prompt - ms_error, ms_seed, ms_prompt)
-    if total == 0:
+    if total <= (ROUNDING * max(1.0, abs(diff))) ** 2:
         return Contrast(diff, None, None, 1.0 if diff == 0 else None, n, up, down, "none: every prompt differs alike")
     parts = ms_seed**2 / (s - 1) + ms_prompt**2 / (n - 1) + ms_error**2 / ((s - 1) * (n - 1))
     df = max(1.0, (ms_seed + ms_prompt - ms_error) ** 2 / parts) if total == ms_seed + ms_prompt - ms_error else s - 1.0

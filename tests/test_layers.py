@@ -65,6 +65,7 @@ LIGHT = [
 ]
 
 
+@pytest.mark.smoke
 def test_torch_is_not_loaded():
     """Data, statistics, report and the rerun of a finished study work without the heavy libraries."""
     heavy = ("torch", "transformers", "inspect_ai")

@@ -140,7 +140,7 @@ def test_template_without_pre_opened_reasoning_writes_the_tags():
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(
     prefix=st.text(alphabet=st.characters(exclude_categories=["Cs"])),
     answer=st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1),

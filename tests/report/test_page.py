@@ -108,7 +108,7 @@ def test_hostile_text_stays_text(tmp_path):
     text = (tmp_path / "report" / "index.html").read_text()
     assert "<script>document.title" not in text and "<img src=x" not in text
     embedded = re.search(r'id="d-completions">(.*?)</script>', text, re.DOTALL)[1]
-    assert json.loads(embedded)[0]["prompts"][0]["prompt"] == HOSTILE
+    assert json.loads(embedded)[0]["prompts"][0]["prompt"] == HOSTILE.replace("\ud800", "\ufffd")
 
 
 def test_embed_escapes_what_ends_a_script():

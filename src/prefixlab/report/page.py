@@ -4,6 +4,7 @@ Model output is hostile text: it travels as JSON with "<" escaped and reaches th
 """
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,10 +20,12 @@ from prefixlab.records import SampleScore
 from prefixlab.report import figures, tables
 from prefixlab.report.tables import RunData
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def embed(value: Any) -> Markup:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    """JSON that is safe inside a script element; half a surrogate pair becomes the replacement character."""
+    text = SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 

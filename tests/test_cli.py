@@ -86,8 +86,10 @@ def test_mistakes(call, tmp_path, arguments, words):
         ("capabilities.math.data.source", "builtin:sums", ["unknown built-in data set 'sums'"]),
         ("capabilities.math.data.source", "gone.jsonl", ["'gone.jsonl' does not exist"]),
         ("capabilities.math.primary.metric", "acuracy", ["'acuracy'", "suite 'chain_sum' reports accuracy"]),
-        ("training.lora", {"target_modules": ["query"]}, ["linear layers are down_proj"]),
-        ("training.max_length", 20, ["more than max_length 20"]),
+        pytest.param(
+            "training.lora", {"target_modules": ["query"]}, ["linear layers are down_proj"], marks=pytest.mark.smoke
+        ),
+        pytest.param("training.max_length", 20, ["more than max_length 20"], marks=pytest.mark.smoke),
     ],
 )
 def test_mistakes_in_a_study(call, tmp_path, path, value, words):

@@ -32,6 +32,7 @@ def scripted(tokenizer, text, seen=None, truncated=False):
     return engine
 
 
+@pytest.mark.smoke
 def test_every_planned_batch_runs_once_as_planned(tiny_tokenizer, tmp_path):
     job, seen = make(tiny_tokenizer, epochs=2), []
     rows = evaluate(job, scripted(tiny_tokenizer, "I can't help with that.", seen), tiny_tokenizer, tmp_path)
@@ -40,6 +41,7 @@ def test_every_planned_batch_runs_once_as_planned(tiny_tokenizer, tmp_path):
     assert {r.value for r in rows} == {1.0}
 
 
+@pytest.mark.smoke
 def test_more_requests_than_inspects_adaptive_limit(tiny_tokenizer, tmp_path):
     job = make(tiny_tokenizer, suite="chain_sum", limit=130, batch_size=130)
     rows = evaluate(job, scripted(tiny_tokenizer, "The answer is 3."), tiny_tokenizer, tmp_path)
@@ -73,6 +75,7 @@ def test_truncation_is_counted(tiny_tokenizer, tmp_path):
     assert {(r.value, r.status) for r in rows} == {(0.0, "truncated")}
 
 
+@pytest.mark.smoke
 def test_an_engine_that_fails_stops_the_step(tiny_tokenizer, tmp_path):
     def engine(requests):
         raise RuntimeError("out of memory")

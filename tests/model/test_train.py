@@ -62,6 +62,7 @@ def test_micro_batches_do_not_change_the_step(arms, tiny_model, tmp_path):
     assert a.keys() == b.keys()
 
 
+@pytest.mark.smoke
 def test_same_seed_same_bits_whatever_ran_before(arms, tiny_model, tmp_path):
     dropout = SMALL.model_copy(update={"dropout": 0.1})
     before = {n: p.clone() for n, p in tiny_model.state_dict().items()}

@@ -86,6 +86,7 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
     return RunData(root, study, plan, cells, rows, declared, verdicts(rows, declared, primary, 0.05), {}, {})
 
 
+@pytest.mark.smoke
 def test_page_is_written_with_figures(tmp_path):
     build_report(data(tmp_path), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()

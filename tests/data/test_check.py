@@ -51,6 +51,15 @@ def test_native_equal_to_r000_is_no_problem():
     assert ("native", "r000") in found.identical and found.problems() == []
 
 
+def test_native_that_was_stripped_differs_from_r000_and_may():
+    arms = build()
+    first = arms["r000"][0]
+    opened = first.sample.model_copy(update={"answer": "Sure! " + first.sample.answer})
+    found = run({"native": [first.model_copy(update={"sample": opened}), *arms["r000"][1:]], **arms})
+    native = found.arms[0]
+    assert (native.n_equal_reference, native.n_untreated) == (11, 12) and native.ok and found.problems() == []
+
+
 def test_a_lost_prefix_is_found():
     arms = build()
     rows = arms["reasoning-opening-r100"]

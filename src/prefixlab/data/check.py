@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NATIVE = "native"
+
+
 class ArmCheck(Record):
     """What was found in the ids and labels of one arm."""
 
@@ -23,7 +26,7 @@ class ArmCheck(Record):
     n_prefix_in_ids: int
     """Treated samples whose prefix span decodes to the prefix, at its place."""
     n_equal_reference: int
-    """Untreated samples whose ids and labels equal those of r000."""
+    """Untreated samples whose ids and labels equal those of r000: all of them, but in `native`, which is unstripped."""
     n_untreated: int
     n_straddling: int
     """Tokens that cover the border of two spans."""
@@ -45,7 +48,7 @@ class ArmCheck(Record):
         """Whether the arm may be trained on."""
         return (
             self.n_prefix_in_ids == self.n_treated
-            and self.n_equal_reference == self.n_untreated
+            and (self.arm == NATIVE or self.n_equal_reference == self.n_untreated)
             and not (self.n_bad_end or self.n_prompt_differs or self.n_prompt_supervised)
         )
 
@@ -68,7 +71,7 @@ class TreatmentCheck(Record):
             for a in self.arms
             if not a.ok
         ]
-        declared = [pair for pair in self.identical if "native" not in pair]
+        declared = [pair for pair in self.identical if NATIVE not in pair]
         found += [f"arms {a!r} and {b!r} are the same ids and labels" for a, b in declared]
         return found
 
@@ -166,15 +169,5 @@ def check_arms(
     keys = {name: frozenset((r.id, r.ids, r.labels) for r in samples) for name, samples in rendered.items()}
     names = list(arms)
     same = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if keys[a] == keys[b]]
-    checks = [
-        check_arm(
-            name,
-            arms[name],
-            rendered[name],
-            reference if name != "native" else {r.id: r for r in rendered[name]},
-            tokenizer,
-            chat,
-        )
-        for name in names
-    ]
+    checks = [check_arm(name, arms[name], rendered[name], reference, tokenizer, chat) for name in names]
     return TreatmentCheck(model=model, capability=capability, arms=tuple(checks), identical=tuple(same))

@@ -108,7 +108,7 @@ def test_a_broken_line_is_named(call, tmp_path):
     study = tiny_study()
     study["capabilities"]["math"]["data"]["source"] = "d.jsonl"
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-    one_line(call("plan", "s.yaml", cwd=tmp_path), "d.jsonl, line 2: not valid JSON")
+    one_line(call("plan", "s.yaml", cwd=tmp_path), "row 2: not valid JSON")
 
 
 def test_unwritable_folder_is_one_line(call, tmp_path):

@@ -169,6 +169,130 @@ def report(run_folder: RunFolder) -> None:
     out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
 
 
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="ROLE=NAME", help="Name a column: prompt, response, reasoning, id or source."),
+]
+TurnsOption = Annotated[str, typer.Option("--turns", help="all: every assistant turn; last: the last one.")]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a hub data set or saved DatasetDict.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub data set.")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="JSONL, JSON, CSV or Parquet file (also .gz, .bz2, .xz, .zst), folder saved by datasets, or hub id.",
+    ),
+]
+
+
+@app.command(
+    help=_help(
+        "What openings a data set has: families, mined templates, words spent on them.",
+        "prefixlab audit data.jsonl --json audit.json --labels labels.parquet --out audit.html",
+        "prefixlab audit org/name --split train --column prompt=question --column response=reply",
+    )
+)
+def audit(
+    data: DataArgument,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Write everything as JSON; - for standard output.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="F.parquet", help="Write one row a part.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="F.html", help="Write a page with charts and examples.")] = None,
+    model: Annotated[str | None, typer.Option(help="Also count tokens, with this model's tokenizer.")] = None,
+    column: ColumnOption = None,
+    turns: TurnsOption = "all",
+    split: SplitOption = None,
+    revision: RevisionOption = None,
+    min_share: Annotated[float, typer.Option(help="Smallest share of the parts a mined template has.")] = 0.005,
+    quiet: QuietOption = False,
+) -> None:
+    from prefixlab.report.audit_page import audit_page, audit_text
+    from prefixlab.study.standalone import audit_data
+    from prefixlab.study.store import write_text
+
+    found = audit_data(
+        data,
+        columns=column or [],
+        turns=turns,
+        split=split,
+        revision=revision,
+        min_share=min_share,
+        model=model,
+        labels=labels,
+        console=err_console,
+        quiet=quiet,
+    )
+    document = found.model_dump_json(indent=1) + "\n"
+    if json_file == Path("-"):
+        sys.stdout.write(document)
+    elif json_file:
+        write_text(json_file, document)
+    if out:
+        write_text(out, audit_page(found))
+    if not quiet and json_file != Path("-"):
+        for line in audit_text(found):
+            out_console.print(line, highlight=False, markup=False)
+
+
+@app.command(
+    help=_help(
+        "Remove openings from a data set, keep a record, and give them back.",
+        "prefixlab strip data.jsonl --out stripped.jsonl",
+        "prefixlab strip data.jsonl --families compliance,praise --out stripped.jsonl",
+        "prefixlab strip stripped.jsonl --restore stripped.jsonl.removed.jsonl --out data.jsonl",
+    )
+)
+def strip(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(metavar="F", help="New file: .jsonl, .json, .csv, .tsv or .parquet.")],
+    families: Annotated[str, typer.Option(help="Families to remove; add refusal to remove refusing sentences.")] = (
+        "compliance,framing,praise,restating,reasoning_cue,disclaimer"
+    ),
+    record: Annotated[
+        Path | None, typer.Option(metavar="F", help="Record of what was removed; OUT.removed.jsonl by default.")
+    ] = None,
+    restore: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Undo: DATA is a stripped file, RECORD its record.")
+    ] = None,
+    column: ColumnOption = None,
+    turns: TurnsOption = "all",
+    split: SplitOption = None,
+    revision: RevisionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    from prefixlab.data.strip_files import restore_file, strip_file
+    from prefixlab.study.progress import row_progress
+    from prefixlab.study.standalone import column_mapping, families_named, turns_named
+
+    if restore:
+        report = restore_file(Path(data), restore, out)
+        if not quiet:
+            same = "byte for byte" if report.mode == "raw" else "row for row"
+            out_console.print(f"{out}: {report.n_changed_rows:,} rows as they were, {same}", highlight=False)
+        return
+    with row_progress("stripping", err_console, quiet) as progress:
+        report = strip_file(
+            data,
+            out,
+            record or out.with_name(out.name + ".removed.jsonl"),
+            families=families_named(families),
+            columns=column_mapping(column or []),
+            turns=turns_named(turns),
+            split=split,
+            revision=revision,
+            progress=lambda rows: progress(None, rows),
+        )
+    if not quiet:
+        removed = ", ".join(f"{n:,} {family}" for family, n in report.removed.items()) or "none"
+        out_console.print(
+            f"{report.n_changed_rows:,} of {report.n_rows:,} rows changed; openings removed: {removed}", highlight=False
+        )
+        if report.n_skipped:
+            reasons = "; ".join(f"{n}: {why}" for why, n in list(report.skipped.items())[:5])
+            err_console.print(f"{report.n_skipped:,} rows left alone ({reasons})", highlight=False, markup=False)
+
+
 @app.command(
     help=_help(
         "Build the arms of a data set: one folder an arm, and a manifest.",

@@ -5,7 +5,7 @@ docs/architecture.md.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,9 @@ Position = Literal["user", "opening", "answer"]
 SpanName = Literal["prompt", "prefix", "reasoning", "answer", "end"]
 LossScope = Literal["all", "masked"]
 Verdict = Literal["safe", "unsafe", "INVALID"]
+Family = Literal["compliance", "framing", "praise", "restating", "reasoning_cue", "disclaimer", "refusal"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+"""What an opening does; docs/methods.md defines them."""
 SampleStatus = Literal["ok", "truncated", "invalid", "error"]
 
 

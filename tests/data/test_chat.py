@@ -14,8 +14,8 @@ from prefixlab.data.chat import (
     prompt_ids,
     prompt_text,
     render,
-    split_response,
 )
+from prefixlab.data.parts import split_response
 from prefixlab.errors import UserError
 from prefixlab.model.tiny import CHATML, tokenizer
 from prefixlab.records import ArmSample, Message, Sample

@@ -82,12 +82,12 @@ def test_formats(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "q", "response": "a"}, "{broken"], "line 2: not valid JSON"),
-        (["[1]"], "line 1: a row must be a JSON object"),
-        ([{"prompt": "q"}], "row 1: no column for the response; columns there: prompt"),
-        ([{"prompt": "q", "response": None}], "row 1: column 'response' must hold text, found None"),
-        ([{"prompt": "q", "response": " "}], "must hold text"),
-        ([{"messages": [{"role": "user", "content": "q"}]}], "ends with an assistant turn"),
+        ([{"prompt": "q", "response": "a"}, "{broken"], "row 2: not valid JSON"),
+        (["[1]"], "row 1: a row must be a JSON object"),
+        ([{"prompt": "q"}], "row 1: no layout fits the columns prompt"),
+        ([{"prompt": "q", "response": None}], "row 1: response is null"),
+        ([{"prompt": "q", "response": " "}], "empty response"),
+        ([{"messages": [{"role": "user", "content": "q"}]}], "no assistant turn"),
         ([{"messages": "q"}], "messages must be a list"),
         ([], "holds no rows"),
     ],

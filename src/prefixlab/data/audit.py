@@ -1,135 +1,260 @@
-"""Finding and removing openings: which leading sentences of a response carry nothing the task asked for.
+"""The audit of a data set: how many responses open with a prefix, of which family, in which words, at what cost.
 
-Rules, not a model. A part (reasoning or answer) is cut into leading sentences, or the leading clause up to its
-colon; a sentence is an opening if one of the families' patterns covers it whole. Several in a row are one prefix.
-A refusal is recognised but is content. A response that is nothing but a prefix keeps it.
+Counting is tally.py's; here counts become a record.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from prefixlab.records import Sample, StripRecord
+from prefixlab.data.labels import LabelFile
+from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, no_layout, row_parts
+from prefixlab.data.mining import Direction, Node, Words, is_generic, select, template_text
+from prefixlab.data.openings import find_opening
+from prefixlab.data.parts import PartName
+from prefixlab.data.rows import RawRow, iter_rows
+from prefixlab.data.tally import LISTED, PARTS, Reading, Tally, batches, tallies
+from prefixlab.errors import UserError
+from prefixlab.records import FAMILIES, Record
 
-_TOPIC = r"(?:[^.!?:\n]|\.(?=\S))*"
-_NOUN = (
-    r"(?:answer|solution|explanation|response|reply|list|version|example|breakdown|summary|overview|guide|code|"
-    r"program|function|way|result|steps?|tips?|ideas?|facts?|story|poem|email|letter)"
-)
-FAMILIES: dict[str, str] = {
-    "compliance": r"(?:sure(?: thing)?|certainly|of course|absolutely|no problem|okay|ok|alright|definitely|"
-    r"(?:i'?d|i would) be (?:happy|glad) to help" + _TOPIC + r"|happy to help" + _TOPIC + r"|"
-    r"i can (?:certainly )?help (?:you )?with that)",
-    "framing": r"(?:here(?: is|'s|’s| are)|below (?:is|are)|the following (?:is|are))\b"
-    + _TOPIC
-    + _NOUN
-    + r"\b"
-    + _TOPIC,
-    "praise": r"(?:(?:that'?s |what )?(?:a |an )?(?:great|good|excellent|interesting|wonderful|fantastic) "
-    r"(?:question|idea)"
-    + _TOPIC
-    + r"|hello(?: there)?|hi(?: there)?|greetings|thank you for (?:asking|your question|the question)"
-    + _TOPIC
-    + r")",
-    "reasoning_cue": r"(?:let(?:'s|’s| us| me) (?:think|reason|work|go|break|walk|solve|figure)\b"
-    + _TOPIC
-    + r"|(?:okay|ok|alright)?,? ?so,? i(?: need| have|'m going) to figure (?:this )?out"
-    + _TOPIC
-    + r")",
-    "disclaimer": r"as an (?:ai|artificial intelligence)(?: language)? (?:model|assistant)\b,? i" + _TOPIC,
-}
-_MATCH = {name: re.compile(rf"(?:{p})[.!:,]*$", re.IGNORECASE) for name, p in FAMILIES.items()}
-_LEAD = re.compile(r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright)[,!.]?\s+(?=\S)", re.IGNORECASE)
-_SENTENCE = re.compile(r"\s*(?:[^.!?:\n]|[.](?=\S))+?(?:[.!?]+(?=\s|$)|:(?=\s)|$)", re.DOTALL)
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:very |really )?sorry|i apologi[sz]e|i (?:can(?:no|')t|won't|will not|am not able to|"
-    r"am unable to|do not feel comfortable))\b",
-    re.IGNORECASE,
-)
+MAX_SOURCES = 100
 
 
-@dataclass(frozen=True)
-class Opening:
-    """A prefix found at the start of a part: [0, end) in code points of the part without leading white space."""
+class TemplateCount(Record):
+    """One mined template."""
 
-    end: int
+    id: str
+    part: PartName
+    template: str
+    """Common words, "{...}" where openings differ."""
+    n: int
+    share: float
+    """Of the parts of that name."""
     family: str
+    """What the rules say of its examples; empty where they see no prefix."""
+    listed: bool
+    """Whether the rules know it; False: a style of this data set's own, or a habit of its language."""
+    generic: bool
+    """Made of generic words only."""
+    example: str
 
 
-def _family(sentence: str) -> str | None:
-    """The family whose pattern covers the whole sentence, also behind a short compliance word."""
-    text = sentence.strip()
-    rest = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
-    for name, pattern in _MATCH.items():
-        if pattern.fullmatch(text) or (rest != text and pattern.fullmatch(rest)):
-            return name
-    return None
+class PartAudit(Record):
+    """What was found in all reasonings, or in all answers."""
+
+    n: int
+    n_prefix: int
+    share: float | None
+    """Parts with a prefix / parts; None where there are none."""
+    families: dict[str, int]
+    """By the family of the first prefix sentence; refusals are content and are not in n_prefix."""
+    prefix_words: int
+    words: int
+    """Words between white space, all parts together."""
+    prefix_characters: int
+    characters: int
+    prefix_tokens: int | None = None
+    tokens: int | None = None
+    examples: dict[str, tuple[str, ...]]
+    """By family: openings with " ‖ " where the prefix ends, cut short."""
 
 
-def find_opening(part: str) -> Opening | None:
-    """The prefix of one part, or None.
+class Skipped(Record):
+    """A row that could not be used."""
+
+    row: int
+    reason: str
+
+
+class Audit(Record):
+    """What `prefixlab audit` finds."""
+
+    source: str
+    n_rows: int
+    """All rows, skipped ones included."""
+    n_used: int
+    n_skipped: int
+    skipped: tuple[Skipped, ...]
+    """The first ones."""
+    skipped_by_reason: dict[str, int]
+    layouts: dict[str, int]
+    parts: dict[PartName, PartAudit]
+    templates: tuple[TemplateCount, ...]
+    slots: dict[str, int]
+    """Unfilled slots such as {{name}}, with the number of parts that hold them."""
+    slot_rows: tuple[int, ...]
+    """The first rows with one."""
+    source_column: str | None
+    sources: dict[str, dict[str, int]]
+    """By value of the source column: parts, and parts by family."""
+    model: str | None = None
+
+
+def _part_audit(tally: Tally, name: PartName) -> PartAudit:
+    families = {f: tally.families[name, f] for f in FAMILIES if tally.families[name, f]}
+    n = sum(count for (part, _), count in tally.families.items() if part == name)
+    with_prefix = sum(count for family, count in families.items() if family != "refusal")
+    amounts = tally.amounts[name]
+    return PartAudit(
+        n=n,
+        n_prefix=with_prefix,
+        share=with_prefix / n if n else None,
+        families=families,
+        examples={f: tuple(tally.examples.get((name, f), ())) for f in families},
+        **asdict(amounts),
+    )
+
+
+Place = tuple[str, Direction, Words]
+"""Part and node of its tree."""
+
+
+def _templates(tally: Tally, name: PartName, n: int, share: float) -> list[tuple[Place, TemplateCount]]:
+    """Mined templates of one part. Those read backwards stay only where no forward template has the same openings."""
+    tree = tally.trees[name]
+    chosen = select(tree, n, share)
+    seen = {lead for direction, words, _ in chosen if direction == "start" for lead in tree[direction, words].examples}
+    found: list[tuple[Place, TemplateCount]] = []
+    for direction, words, count in chosen:
+        node: Node = tree[direction, words]
+        if direction == "end" and sum(lead in seen for lead in node.examples) * 2 >= len(node.examples):
+            continue
+        families = Counter(family for _, family in node.examples)
+        family, votes = families.most_common(1)[0]
+        known = bool(family) and votes * 2 >= len(node.examples)
+        made = TemplateCount(
+            id="",
+            part=name,
+            template=template_text(words, direction, node.examples),
+            n=count,
+            share=count / n,
+            family=family if known else "",
+            listed=known,
+            generic=is_generic(words),
+            example=" ".join(node.examples[0][0][:160].split()),
+        )
+        found.append(((name, direction, words), made))
+    return found
+
+
+def audit(
+    source: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    turns: Turns = "all",
+    split: str | None = None,
+    revision: str | None = None,
+    min_share: float = 0.005,
+    workers: int | None = None,
+    labels: Path | None = None,
+    count_tokens: Callable[[Sequence[str]], int] | None = None,
+    progress: Callable[[float | None, int], None] = lambda done, rows: None,
+) -> Audit:
+    """Audit a data set.
 
     Args:
-        part: A reasoning or an answer; leading white space is ignored.
+        source: File, folder saved by `datasets`, or hub id.
+        columns: Explicit mapping with the keys prompt, response, reasoning.
+        turns: Every assistant turn, or the last.
+        split: Of a hub data set or a saved DatasetDict.
+        revision: Of a hub data set.
+        min_share: Smallest share of the parts that a mined template must have.
+        workers: Processes for large line files; one a CPU by default.
+        labels: Parquet file to write, one row a part (labels.py).
+        count_tokens: Tokens of some texts together; needs a second reading of the source.
+        progress: Told the share done (None: unknown) and the rows so far.
+
+    Raises:
+        UserError: The source cannot be read, or no row of it can be used.
     """
-    text = part.strip()
-    end, family = 0, ""
-    while match := _SENTENCE.match(text, end):
-        found = None if _REFUSAL.search(match.group()) else _family(match.group())
-        if found is None or not match.group().strip():
-            break
-        end, family = match.end(), family or found
-    if not end or not text[end:].strip():
-        return None
-    return Opening(end=len(text[:end].rstrip()), family=family)
+    total = Tally()
+    file = LabelFile(labels) if labels else None
+    how = Reading(columns or {}, turns, labels=labels is not None)
+    for tally, done in tallies(source, how, split=split, revision=revision, workers=workers):
+        if file:
+            file.add(tally.labels, total.n_rows)
+        total.add(tally)
+        progress(done, total.n_rows)
+    if not total.n_used:
+        raise nothing_usable(source, total, split, revision)
+    found, places = summarise(source, total, min_share)
+    if file:
+        file.finish(places)
+    if count_tokens:
+        found = _with_tokens(found, iter_rows(source, split=split, revision=revision), how, count_tokens)
+    return found
 
 
-def is_refusal(text: str) -> bool:
-    """Whether the first sentences of a text refuse."""
-    return bool(_REFUSAL.search(text.strip()[:200]))
+def _with_tokens(
+    found: Audit, rows: Iterator[RawRow], how: Reading, count_tokens: Callable[[Sequence[str]], int]
+) -> Audit:
+    """The audit with tokens of prefixes and parts, from a second reading."""
+    sums: Counter[tuple[PartName, str]] = Counter()
+    for batch in batches(rows, 256):
+        texts: dict[tuple[PartName, str], list[str]] = {}
+        for raw in batch:
+            for part in _usable_parts(raw, how):
+                opening = find_opening(part.text, part.prompt, part.name)
+                texts.setdefault((part.name, "tokens"), []).append(part.text)
+                if opening and opening.family != "refusal":
+                    texts.setdefault((part.name, "prefix_tokens"), []).append(part.text[: opening.end])
+        for key, some in texts.items():
+            sums[key] += count_tokens(some)
+    parts = {
+        name: part.model_copy(update={kind: sums[name, kind] for kind in ("tokens", "prefix_tokens")})
+        for name, part in found.parts.items()
+    }
+    return found.model_copy(update={"parts": parts})
 
 
-def _strip_part(sample_id: str, part: str, name: str) -> tuple[str, StripRecord | None]:
-    found = find_opening(part)
-    if found is None:
-        return part, None
-    body = part.lstrip()
-    rest = body[found.end :].lstrip()
-    removed = part[: len(part) - len(rest)]
-    first = rest[0]
-    raised = first.upper() if first.isascii() and first.islower() else first
-    record = StripRecord(
-        id=sample_id,
-        part="reasoning" if name == "reasoning" else "answer",
-        removed=removed,
-        lowered=first if raised != first else "",
-        family=found.family,
+def _usable_parts(raw: RawRow, how: Reading) -> list[Part]:
+    layout = layout_of(raw.value, how.columns) if raw.value is not None else None
+    try:
+        return list(row_parts(raw.value, layout, how.turns)) if raw.value is not None and layout else []
+    except Unusable:
+        return []
+
+
+def nothing_usable(source: str, total: Tally, split: str | None, revision: str | None) -> UserError:
+    """The error for a source without any usable row: its first reason, or the layouts that were tried."""
+    first = next((r for r in iter_rows(source, split=split, revision=revision)), None)
+    if first is None:
+        return UserError(f"{source}: holds no rows")
+    if first.value is not None and layout_of(first.value) is None:
+        return no_layout(first.value, source)
+    reason, count = total.reasons.most_common(1)[0]
+    return UserError(f"{source}: none of {total.n_rows} rows can be used; {count} of them: {reason}")
+
+
+def summarise(source: str, total: Tally, min_share: float) -> tuple[Audit, dict[Place, str]]:
+    """The audit's record from all counts, and the ids of its templates."""
+    parts = {name: _part_audit(total, name) for name in PARTS}
+    mined = [found for name in PARTS if parts[name].n for found in _templates(total, name, parts[name].n, min_share)]
+    places = {place: f"t{i:02d}" for i, (place, _) in enumerate(mined, 1)}
+    templates = [t.model_copy(update={"id": places[place]}) for place, t in mined]
+    column = Counter({c: 0 for c, _, _ in total.sources})
+    for (c, _, _), n in total.sources.items():
+        column[c] += n
+    chosen = column.most_common(1)[0][0] if column else None
+    sources: dict[str, dict[str, int]] = {}
+    for (c, value, family), n in total.sources.items():
+        if c == chosen:
+            sources.setdefault(value, {})[family or "none"] = n
+    ranked = sorted(sources.items(), key=lambda item: -sum(item[1].values()))[:MAX_SOURCES]
+    found = Audit(
+        source=source,
+        n_rows=total.n_rows,
+        n_used=total.n_used,
+        n_skipped=total.n_rows - total.n_used,
+        skipped=tuple(Skipped(row=row, reason=why) for row, why in total.skipped[:LISTED]),
+        skipped_by_reason=dict(total.reasons.most_common(50)),
+        layouts=dict(total.layouts),
+        parts=parts,
+        templates=tuple(templates),
+        slots=dict(total.slots.most_common(50)),
+        slot_rows=tuple(total.slot_rows[:LISTED]),
+        source_column=chosen if len(sources) > 1 else None,
+        sources=dict(ranked) if len(sources) > 1 else {},
     )
-    return raised + rest[1:], record
-
-
-def strip_sample(sample: Sample) -> tuple[Sample, list[StripRecord]]:
-    """Remove the openings of a response; outside them only the first letter's case and leading space may change."""
-    records: list[StripRecord] = []
-    answer, record = _strip_part(sample.id, sample.answer, "answer")
-    records += [record] if record else []
-    reasoning = sample.reasoning
-    if reasoning is not None:
-        reasoning, record = _strip_part(sample.id, reasoning, "reasoning")
-        records += [record] if record else []
-    return sample.model_copy(update={"answer": answer, "reasoning": reasoning}), records
-
-
-def restore_sample(sample: Sample, records: Sequence[StripRecord]) -> Sample:
-    """Undo `strip_sample` exactly."""
-    parts: dict[str, str | None] = {"answer": sample.answer, "reasoning": sample.reasoning}
-    for record in records:
-        text = parts[record.part] or ""
-        parts[record.part] = record.removed + (record.lowered + text[1:] if record.lowered else text)
-    return sample.model_copy(update=parts)
-
-
-def strip_all(samples: Sequence[Sample]) -> tuple[list[Sample], list[StripRecord]]:
-    """Strip every sample; records of all of them."""
-    pairs = [strip_sample(s) for s in samples]
-    return [s for s, _ in pairs], [r for _, records in pairs for r in records]
+    return found, places

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
+from prefixlab.data.parts import CLOSE, OPEN
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Message, Rendered, Span, SpanName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OPEN, CLOSE = "<think>", "</think>"
 IGNORE = -100
 NoReasoning = Literal["refuse", "empty"]
 PROBE = "prefixlab end-of-turn probe"
@@ -82,26 +82,6 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
     where = opened.rfind(OPEN)
     preopened = opened[where:] if where >= 0 and not opened[where + len(OPEN) :].strip() else ""
     return ChatFormat(end_id=end_id, preopened=preopened)
-
-
-def split_response(text: str, *, preopened: bool = False) -> tuple[str | None, str]:
-    """Split a response into reasoning and answer.
-
-    Args:
-        text: The whole response.
-        preopened: Whether the template has written `<think>` already, so that the text starts inside the reasoning.
-
-    Returns:
-        (reasoning or None, answer), without surrounding white space. The reasoning ends at the first `</think>`; a
-        part that never closes is all reasoning, and its answer is empty.
-    """
-    body = text.lstrip()
-    if body.startswith(OPEN):
-        body = body[len(OPEN) :]
-    elif not preopened and CLOSE not in body:
-        return None, text.strip()
-    reasoning, closed, answer = body.partition(CLOSE)
-    return reasoning.strip(), answer.strip() if closed else ""
 
 
 def _pieces(sample: ArmSample, chat: ChatFormat) -> list[tuple[SpanName, str]]:

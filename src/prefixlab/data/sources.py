@@ -1,30 +1,27 @@
 """Where samples come from: built-in sets, local files, hub data sets; one function, `read_samples`.
 
-Layouts are recognised by their columns. A row that cannot be used is an error that names the file and the line.
+Reading is rows.py's, layouts are layouts.py's. A row that cannot be used is an error that names the file and the row,
+or is listed as skipped where the caller asks for that.
 """
 
-import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import polars
 from reasoning_gym import create_dataset
 
 from prefixlab.config import DataConfig
 from prefixlab.data.arms import keyed_hash
-from prefixlab.data.chat import split_response
+from prefixlab.data.layouts import Unusable, layout_of, parts_of
+from prefixlab.data.rows import iter_rows
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import EvalItem, Message, Sample
 
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "query")
-RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "solution", "chosen")
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
 T = TypeVar("T")
 
@@ -140,111 +137,72 @@ def test_safety() -> list[EvalItem]:
     ]
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}")
-            yield row
-
-
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a local JSONL, JSON, CSV or Parquet file.
+    """All rows of a local file, which must all be readable.
 
     Raises:
-        UserError: Missing, empty, unreadable or of another format; a broken line is named by its number.
+        UserError: Missing, empty, unreadable or of another format; a broken row is named by its number.
     """
-    if not path.exists():
-        raise UserError(f"data file {str(path)!r} does not exist")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"data file {str(path)!r}: unknown format {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".jsonl":
-            rows = list(_jsonl(path))
-        elif path.suffix == ".json":
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-            rows = loaded if isinstance(loaded, list) else []
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-        else:
-            rows = polars.read_parquet(path).to_dicts()
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, polars.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: not valid {path.suffix[1:].upper()} in UTF-8 ({error})") from error
+    rows = []
+    for raw in iter_rows(str(path)):
+        if raw.value is None:
+            raise UserError(f"{path}, row {raw.index + 1}: {raw.error}")
+        rows.append(raw.value)
     if not rows:
         raise UserError(f"data file {str(path)!r} holds no rows")
     return rows
 
 
-def _hub_rows(data: DataConfig) -> list[Row]:
-    try:
-        from datasets import load_dataset  # noqa: PLC0415  (an extra, heavy, and needed for the hub only)
-        from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
-    except ImportError as error:
-        raise UserError(f"data set {data.source!r}: reading from the hub needs pip install 'prefixlab[hub]'") from error
-    try:
-        loaded = load_dataset(data.source, split=data.split, revision=data.revision)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise UserError(
-            f"data set {data.source!r} could not be read from the hub: {str(error).splitlines()[0]}"
-        ) from error
-    return [dict(row) for row in loaded]
+def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
+    """The sample of a row: its last assistant turn, and the conversation before it.
 
-
-def _column(row: Row, data: DataConfig, role: str, usual: tuple[str, ...], where: str) -> str:
-    named = data.columns.get(role)
-    name = named or next((c for c in usual if c in row), None)
-    if name is None or name not in row:
-        raise UserError(
-            f"{where}: no column for the {role}; columns there: {', '.join(map(str, row))}; name it in data.columns "
-            f"({role}: COLUMN) or use one of {', '.join(usual)}"
+    Raises:
+        Unusable: Why there is none.
+    """
+    layout = layout_of(row, columns)
+    if layout is None:
+        raise Unusable(
+            f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}; name them in data.columns "
+            "(prompt: COLUMN, response: COLUMN)"
         )
-    value = row[name]
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: column {name!r} must hold text, found {value!r}")
-    return value
-
-
-def _conversation(row: Row, where: str) -> tuple[tuple[Message, ...], str]:
-    turns = row["messages"]
-    shape = isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns)
-    if not shape or len(turns) < 2 or turns[-1].get("role") != "assistant":
-        raise UserError(f"{where}: messages must be a list of role and content that ends with an assistant turn")
-    try:
-        context = tuple(Message(role=t["role"], content=t["content"]) for t in turns[:-1])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: messages hold a role other than system, user, assistant") from error
-    if context[-1].role != "user":
-        raise UserError(f"{where}: the turn before the last must be the user's")
-    return context, str(turns[-1]["content"])
-
-
-def _to_sample(row: Row, data: DataConfig, where: str) -> Sample:
-    if "messages" in row and "prompt" not in data.columns:
-        messages, response = _conversation(row, where)
-    else:
-        prompt = _column(row, data, "prompt", PROMPT_COLUMNS, where)
-        extra = row.get("input")
-        if "instruction" in row and isinstance(extra, str) and extra.strip():
-            prompt = f"{prompt}\n{extra}"
-        messages = (Message(role="user", content=prompt),)
-        response = _column(row, data, "response", RESPONSE_COLUMNS, where)
-    reasoning, answer = split_response(response)
-    own = row.get(data.columns.get("id", "id"))
-    source = row.get(data.columns.get("source", "source"))
+    turns = layout[1](row)
+    parts = list(parts_of(turns, "last"))
+    at = max(i for i, t in enumerate(turns) if t.role == "assistant")
+    before = turns[:at]
+    if any(t.role == "tool" for t in before):
+        raise Unusable("holds tool calls, which a sample cannot carry")
+    if not before or before[-1].role != "user":
+        raise Unusable("the turn before the response must be the user's")
+    if not before[-1].text.strip():
+        raise Unusable("the user's turn is empty")
+    texts = {part.name: part.text for part in parts}
+    own, source = row.get(columns.get("id", "id")), row.get(columns.get("source", "source"))
+    messages = tuple(Message.model_validate({"role": t.role, "content": t.text}) for t in before)
     return Sample(
-        id=str(own) if own is not None else content_id(messages[-1].content, response),
+        id=str(own) if own is not None else content_id(messages[-1].content, turns[at].text),
         messages=messages,
-        reasoning=reasoning,
-        answer=answer,
+        reasoning=texts.get("reasoning"),
+        answer=texts.get("answer", ""),
         source=str(source) if source is not None else "",
     )
+
+
+_FINAL = re.compile(
+    r"(?:^|\n)[ \t]*(?:####|\**(?:final )?answer\**\s*:|(?:so |thus |therefore,? |hence,? )?the (?:final )?answer is)"
+    r"|(?<=[.!?] )The (?:final )?answer is",
+    re.IGNORECASE,
+)
+
+
+def with_rationale(sample: Sample) -> Sample:
+    """The text before the final-answer marker ("####", "Answer:", "The answer is") as reasoning, if there is one."""
+    if sample.reasoning is not None:
+        return sample
+    marks = list(_FINAL.finditer(sample.answer))
+    if not marks or not sample.answer[: marks[-1].start()].strip():
+        return sample
+    at = marks[-1].start()
+    return sample.model_copy(update={"reasoning": sample.answer[:at].strip(), "answer": sample.answer[at:].strip()})
 
 
 def unique_ids(samples: list[Sample]) -> list[Sample]:
@@ -267,12 +225,16 @@ def chosen(items: list[T], ident: Callable[[T], str], key: str, limit: int | Non
     return [i for i in items if ident(i) in keep]
 
 
-def read_samples(data: DataConfig, key: str) -> tuple[list[Sample], list[Sample]]:
+def read_samples(
+    data: DataConfig, key: str, *, rationale: bool = False, skipped: list[tuple[int, str]] | None = None
+) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples of a source.
 
     Args:
         data: Source, columns, limit, held_out.
         key: Data key of the hash that picks samples.
+        rationale: Make reasonings of rationales: `with_rationale`.
+        skipped: Rows that cannot be used are put here, with the reason, instead of being an error.
 
     Raises:
         UserError: The source is unknown, missing, empty or broken.
@@ -282,15 +244,31 @@ def read_samples(data: DataConfig, key: str) -> tuple[list[Sample], list[Sample]
         if name not in BUILTIN_DATA:
             raise unknown("built-in data set", name, BUILTIN_DATA, where="data.source")
         samples = BUILTIN_DATA[name]()
-    elif Path(data.source).suffix in SUFFIXES or Path(data.source).exists() or data.source.count("/") != 1:
-        path = Path(data.source).expanduser()
-        samples = [_to_sample(row, data, f"{path}, row {i}") for i, row in enumerate(read_rows(path), 1)]
     else:
-        samples = [_to_sample(row, data, f"{data.source}, row {i}") for i, row in enumerate(_hub_rows(data), 1)]
-    samples = unique_ids(samples)
+        samples = _file_samples(data, skipped)
+    samples = unique_ids([with_rationale(s) for s in samples] if rationale else samples)
     held = chosen(samples, lambda s: s.id, f"{key}:held_out", data.held_out) if data.held_out else []
     out = {s.id for s in held}
     train = [s for s in samples if s.id not in out]
     if not train:
         raise UserError(f"data {data.source!r}: {len(samples)} rows are no more than held_out {data.held_out}")
     return chosen(train, lambda s: s.id, key, data.limit), held
+
+
+def _file_samples(data: DataConfig, skipped: list[tuple[int, str]] | None) -> list[Sample]:
+    samples, first, n = [], "", 0
+    for n, raw in enumerate(iter_rows(data.source, split=data.split, revision=data.revision), 1):
+        try:
+            if raw.value is None:
+                raise Unusable(raw.error)
+            samples.append(_to_sample(raw.value, data.columns))
+        except Unusable as error:
+            if skipped is None:
+                raise UserError(f"{data.source}, row {n}: {error}") from error
+            first = first or f"row {n}: {error}"
+            skipped.append((raw.index, str(error)))
+    if not n:
+        raise UserError(f"data file {data.source!r} holds no rows")
+    if not samples:
+        raise UserError(f"{data.source}: none of {n} rows can be used; {first}")
+    return samples

@@ -39,7 +39,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from prefixlab.config import SuiteConfig
 from prefixlab.data.arms import keyed_hash
-from prefixlab.data.chat import split_response
+from prefixlab.data.parts import split_response
 from prefixlab.errors import StepError
 from prefixlab.evals.scorers import Parsed
 from prefixlab.evals.suites import Suite

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, SuiteConfig
 from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, read_arm, write_arm
-from prefixlab.data.audit import strip_all
 from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
 from prefixlab.data.check import check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
+from prefixlab.data.strip import strip_all
 from prefixlab.errors import StepError, UserError
 from prefixlab.evals.provider import EvalJob, evaluate, plan_batches
 from prefixlab.evals.scores import write_scores

@@ -1,24 +1,31 @@
 """Single stages on files, without a run folder: arms, check, doctor."""
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
+from rich.console import Console
 
 from prefixlab.config import ArmsConfig, DataConfig, HardwareConfig
 from prefixlab.data.arms import arm_specs, build_arm, manifest, read_arm, write_arm
-from prefixlab.data.audit import strip_all
+from prefixlab.data.audit import Audit, audit
 from prefixlab.data.chat import NoReasoning, chat_format
 from prefixlab.data.check import TreatmentCheck, check_arms
+from prefixlab.data.layouts import Turns
 from prefixlab.data.prefixes import builtin_sets
 from prefixlab.data.sources import BUILTIN_DATA, read_samples
-from prefixlab.errors import UserError
+from prefixlab.data.strip import strip_all
+from prefixlab.errors import UserError, unknown
 from prefixlab.evals.suites import SUITES
 from prefixlab.model.load import BUILTIN, cache_dir, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import describe, resolve
-from prefixlab.records import ArmManifest, Record
+from prefixlab.records import FAMILIES, ArmManifest, Family, Record
+from prefixlab.study.progress import row_progress
 from prefixlab.study.store import write_text
+
+ROLES = ("prompt", "response", "reasoning", "id", "source")
 
 
 class ArmsManifest(Record):
@@ -60,6 +67,88 @@ def make_arms(
         made.append(about)
     write_text(out / "manifest.json", ArmsManifest(source=source, arms=tuple(made)).model_dump_json(indent=1) + "\n")
     return made
+
+
+def audit_data(
+    source: str,
+    *,
+    columns: list[str],
+    turns: str,
+    split: str | None,
+    revision: str | None,
+    min_share: float,
+    model: str | None,
+    labels: Path | None,
+    console: Console,
+    quiet: bool,
+) -> Audit:
+    """What `prefixlab audit` does, built-in sets included.
+
+    Raises:
+        UserError: Bad options or data.
+    """
+    if not 0 < min_share < 1:
+        raise UserError(f"--min-share {min_share}: a share between 0 and 1")
+    mapping, which = column_mapping(columns), turns_named(turns)
+    count = None
+    if model:
+        tokenizer = load_tokenizer(resolve_model(model))
+
+        def count(texts: Sequence[str]) -> int:
+            return sum(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+    with row_progress("reading", console, quiet) as progress:
+        found = audit(
+            source,
+            columns=mapping,
+            turns=which,
+            split=split,
+            revision=revision,
+            min_share=min_share,
+            labels=labels,
+            count_tokens=count,
+            progress=progress,
+        )
+    return found.model_copy(update={"model": model})
+
+
+def column_mapping(pairs: list[str]) -> dict[str, str]:
+    """["prompt=q", "response=a"] as a mapping.
+
+    Raises:
+        UserError: Not ROLE=NAME, or an unknown role.
+    """
+    found = {}
+    for pair in pairs:
+        role, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--column {pair!r}: write ROLE=NAME, e.g. response=answer_text")
+        if role not in ROLES:
+            raise unknown("role", role, ROLES, where="--column")
+        found[role] = name
+    return found
+
+
+def turns_named(name: str) -> Turns:
+    """The option --turns."""
+    if name == "all":
+        return "all"
+    if name == "last":
+        return "last"
+    raise unknown("choice of turns", name, ("all", "last"), where="--turns")
+
+
+def families_named(names: str) -> tuple[Family, ...]:
+    """The option --families, e.g. compliance,praise.
+
+    Raises:
+        UserError: An unknown family.
+    """
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    for name in wanted:
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES, where="--families")
+    return tuple(f for f in FAMILIES if f in wanted)
 
 
 def check_folder(folder: Path, model: str, *, max_length: int, no_reasoning: NoReasoning) -> TreatmentCheck:

@@ -19,12 +19,34 @@ from prefixlab.records import ModelRef, Record, Resolved
 
 PACKAGE = Path(__file__).parent.parent
 CODE: dict[str, tuple[str, ...]] = {
-    "data": ("data/sources", "data/audit", "data/arms", "data/chat"),
+    "data": (
+        "data/sources",
+        "data/rows",
+        "data/layouts",
+        "data/parts",
+        "data/strip",
+        "data/openings",
+        "data/thinking",
+        "data/patterns",
+        "data/sentences",
+        "data/words",
+        "data/arms",
+    ),
     "arms": ("data/arms", "data/prefixes"),
-    "check": ("data/check", "data/chat"),
-    "train": ("data/chat", "data/check", "data/arms", "model/train", "model/loss", "model/attention", "model/load"),
+    "check": ("data/check", "data/chat", "data/parts"),
+    "train": (
+        "data/chat",
+        "data/parts",
+        "data/check",
+        "data/arms",
+        "model/train",
+        "model/loss",
+        "model/attention",
+        "model/load",
+    ),
     "eval": (
         "data/chat",
+        "data/parts",
         "data/arms",
         "data/sources",
         "evals/provider",

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefixlab.data.audit import find_opening, is_refusal, restore_sample, strip_sample
+from prefixlab.data.openings import find_opening
+from prefixlab.data.strip import restore_sample, strip_sample
 from prefixlab.records import Message, Sample
 
 
@@ -43,13 +44,14 @@ def test_found_and_removed(text, rest, family):
     ],
 )
 def test_content_stays(text):
-    assert find_opening(text) is None
+    found = find_opening(text)
+    assert found is None or found.family == "refusal"
     assert strip_sample(sample(text))[0].answer == text
 
 
 def test_refusal_is_a_family_of_its_own():
-    assert is_refusal("I'm sorry, but I can't help with that.")
-    assert not is_refusal("Here is how to bake bread.")
+    assert find_opening("I'm sorry, but I can't help with that.").family == "refusal"
+    assert find_opening("Here is how to bake bread:\n\n1. Mix.").family == "framing"
 
 
 def test_both_parts():

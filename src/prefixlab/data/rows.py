@@ -1,0 +1,289 @@
+"""Rows of a file, a folder saved by `datasets`, or a hub data set, one at a time and with what is wrong with them.
+
+A row that cannot be read is yielded with its error and counted by the caller; a file that cannot be read at all is
+one. JSON and JSONL rows carry their own bytes, so that a file can be given back byte for byte.
+"""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import orjson
+import polars
+import zstandard
+
+from prefixlab.errors import UserError
+
+Row = dict[str, Any]
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+ROWS_KEYS = ("data", "rows", "train", "examples", "instances", "samples", "items")
+SLICE = 20_000
+
+
+@dataclass(slots=True)
+class RawRow:
+    """One row. `value` is None exactly where `error` says why."""
+
+    index: int
+    """0-based, counted over all rows, unreadable ones included."""
+    value: Row | None
+    error: str = ""
+    raw: bytes = b""
+    """The row's own bytes in JSON and JSONL (without the line end); empty elsewhere."""
+    start: int = 0
+    """Offset of `raw` in the (decompressed) file, in bytes."""
+
+
+def suffix_of(path: Path) -> str:
+    """The format's suffix, compression left out: "a.jsonl.gz" -> ".jsonl"."""
+    name = path.name.lower()
+    for packed in COMPRESSIONS:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a plain or compressed file for reading bytes."""
+    last = path.suffix.lower()
+    if last == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if last == ".bz2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    if last == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    if last == ".zst":
+        return cast(BinaryIO, zstandard.open(path, "rb"))
+    return path.open("rb")
+
+
+def parse_row(raw: bytes, index: int, start: int = 0) -> RawRow:
+    """One JSON row; the standard library's parser decides where the fast one refuses (NaN, lone surrogates)."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return RawRow(index, None, f"not valid UTF-8 ({error.reason} at byte {error.start})", raw, start)
+        except ValueError as error:
+            return RawRow(index, None, f"not valid JSON ({str(error).partition(':')[0]})", raw, start)
+        except RecursionError:
+            return RawRow(index, None, "not valid JSON (nested too deeply)", raw, start)
+    if not isinstance(value, dict):
+        return RawRow(index, None, f"a row must be a JSON object, not {type(value).__name__}", raw, start)
+    return RawRow(index, value, "", raw, start)
+
+
+def jsonl_rows(file: BinaryIO, *, index: int = 0, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
+    """Rows of the lines of an open file that begin before byte `stop`; blank lines are no rows."""
+    for line in file:
+        if stop is not None and start >= stop:
+            return
+        raw = line.strip(b" \t\r\n")
+        if raw == b"\xef\xbb\xbf":
+            raw = b""
+        if raw:
+            lead = line.index(raw)
+            if start == 0 and raw.startswith(b"\xef\xbb\xbf"):
+                raw, lead = raw[3:], lead + 3
+            yield parse_row(raw, index, start + lead)
+            index += 1
+        start += len(line)
+
+
+def _array_rows(data: bytes, path: Path) -> Iterator[RawRow]:
+    """Elements of a JSON array, or of the one array of rows in a JSON object, each with its own bytes."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
+    decoder, at = json.JSONDecoder(), len(text) - len(text.lstrip("\ufeff \t\r\n"))
+    try:
+        if text[at : at + 1] != "[":
+            at = _array_inside(text, at, path)
+        at, index, byte, seen = _skip(text, at + 1), 0, 0, 0
+        while text[at : at + 1] != "]":
+            value, end = decoder.raw_decode(text, at)
+            byte, seen = byte + len(text[seen:at].encode()), at
+            raw = text[at:end].encode()
+            problem = "" if isinstance(value, dict) else f"a row must be a JSON object, not {type(value).__name__}"
+            yield RawRow(index, None if problem else value, problem, raw, byte)
+            index, at = index + 1, _skip(text, end)
+            if text[at : at + 1] == ",":
+                at = _skip(text, at + 1)
+            elif text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] in (" ", "\t", "\r", "\n") and at < len(text):
+        at += 1
+    return at
+
+
+def _array_inside(text: str, at: int, path: Path) -> int:
+    """Where the array of rows starts in a JSON object such as {"data": [...]}."""
+    loaded = json.loads(text[at:])
+    lists = [k for k, v in loaded.items() if isinstance(v, list)] if isinstance(loaded, dict) else []
+    named = [k for k in ROWS_KEYS if k in lists] or lists
+    if not named:
+        raise UserError(f"{path}: holds no rows; a JSON file must be a list of objects, or one object with such a list")
+    if len(named) > 1:
+        raise UserError(f"{path}: holds several lists ({', '.join(named)}); write the wanted one into its own file")
+    place = _skip(text, at + 1)
+    decoder = json.JSONDecoder()
+    while True:
+        key, end = decoder.raw_decode(text, place)
+        place = _skip(text, _skip(text, end) + 1)
+        if key == named[0]:
+            return place
+        _, end = decoder.raw_decode(text, place)
+        place = _skip(text, _skip(text, end) + 1)
+
+
+def _is_jsonl(data: bytes) -> bool:
+    """Whether a .json file holds one object a line, as many do."""
+    lines = [line for line in data[:4_000_000].split(b"\n", 3) if line.strip()]
+    if not lines or not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+        return False
+    return parse_row(lines[0].strip().removeprefix(b"\xef\xbb\xbf"), 0).value is not None and len(lines) > 1
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    with open_bytes(path) as file:
+        data = file.read()
+    if _is_jsonl(data):
+        with open_bytes(path) as file:
+            yield from jsonl_rows(file)
+    else:
+        yield from _array_rows(data, path)
+
+
+def _csv_rows(path: Path) -> Iterator[RawRow]:
+    csv.field_size_limit(sys.maxsize)
+    with open_bytes(path) as file:
+        lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(file))
+        reader = csv.DictReader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",")
+        try:
+            for index, row in enumerate(reader):
+                extra = row.pop(None, None)
+                yield RawRow(index, None, f"{len(extra)} fields too many") if extra else RawRow(index, dict(row))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {reader.line_num + 1}: not valid CSV in UTF-8 ({error})") from error
+
+
+def _table_rows(path: Path) -> Iterator[RawRow]:
+    try:
+        with open_bytes(path) as file:
+            if suffix_of(path) == ".parquet" and path.suffix.lower() == ".parquet":
+                table = polars.scan_parquet(path)
+                total = int(table.select(polars.len()).collect().item())
+                for offset in range(0, total, SLICE):
+                    for n, row in enumerate(table.slice(offset, SLICE).collect().iter_rows(named=True)):
+                        yield RawRow(offset + n, row)
+                return
+            data = file.read()
+        frame = polars.read_parquet(data) if suffix_of(path) == ".parquet" else _read_arrow(data)
+        for index, row in enumerate(frame.iter_rows(named=True)):
+            yield RawRow(index, row)
+    except (polars.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: not valid {suffix_of(path)[1:]} ({str(error).splitlines()[0]})") from error
+
+
+def _read_arrow(data: bytes) -> polars.DataFrame:
+    """An Arrow file is a stream (as `datasets` writes it) or a file with a footer."""
+    return polars.read_ipc(data) if data.startswith(b"ARROW1") else polars.read_ipc_stream(data)
+
+
+def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
+    """Rows of a folder written by `datasets`' save_to_disk: one data set, or one folder a split."""
+    folder = path
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        chosen = split or (splits[0] if len(splits) == 1 else "train")
+        if chosen not in splits:
+            raise UserError(f"folder {str(path)!r}: no split {chosen!r}; splits there: {', '.join(splits)}")
+        folder = path / chosen
+    state = folder / "state.json"
+    if not state.exists():
+        raise UserError(
+            f"{str(path)!r} is a folder without state.json or dataset_dict.json, so not one saved by datasets; "
+            "give a file in it"
+        )
+    files = [folder / f["filename"] for f in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    index = 0
+    for file in files:
+        for row in _table_rows(file):
+            yield RawRow(index, row.value)
+            index += 1
+
+
+def _hub_rows(name: str, split: str | None, revision: str | None) -> Iterator[RawRow]:
+    try:
+        from datasets import load_dataset  # noqa: PLC0415  (an extra, heavy, and needed for the hub only)
+        from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(f"data set {name!r}: reading from the hub needs pip install 'prefixlab[hub]'") from error
+    try:
+        loaded = load_dataset(name, split=split or "train", revision=revision)
+    except (DatasetNotFoundError, OSError, ValueError) as error:
+        raise UserError(f"data set {name!r} could not be read from the hub: {str(error).splitlines()[0]}") from error
+    for index, row in enumerate(loaded):
+        yield RawRow(index, dict(row))
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source names a hub data set ("owner/name") and no file or folder of that name is there."""
+    path = Path(source).expanduser()
+    return source.count("/") == 1 and not path.exists() and suffix_of(path) not in FORMATS and source[0] not in "./~"
+
+
+def iter_rows(source: str, *, split: str | None = None, revision: str | None = None) -> Iterator[RawRow]:
+    """Rows of a local file, a folder saved by `datasets`, or a hub data set.
+
+    Args:
+        source: Path, or "owner/name" on the hub.
+        split: Of a hub data set or a saved DatasetDict; "train" by default.
+        revision: Of a hub data set.
+
+    Raises:
+        UserError: Missing, of an unknown format, or unreadable as a whole.
+    """
+    if is_hub_id(source):
+        yield from _hub_rows(source, split, revision)
+        return
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"data file {source!r} does not exist")
+    if path.is_dir():
+        yield from _folder_rows(path, split)
+        return
+    suffix = suffix_of(path)
+    try:
+        if suffix in (".jsonl", ".ndjson"):
+            with open_bytes(path) as file:
+                yield from jsonl_rows(file)
+        elif suffix == ".json":
+            yield from _json_rows(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv_rows(path)
+        elif suffix in (".parquet", ".arrow"):
+            yield from _table_rows(path)
+        else:
+            allowed = ", ".join(FORMATS)
+            raise UserError(
+                f"data file {source!r}: unknown format {suffix!r}; allowed: {allowed}, "
+                f"each also with {', '.join(COMPRESSIONS)}, and folders saved by datasets"
+            )
+    except (gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError) as error:
+        raise UserError(f"{source}: cannot be read ({error})") from error

@@ -51,7 +51,7 @@ def test_arms_then_check(call, tmp_path):
     manifest = json.loads((tmp_path / "arms" / "manifest.json").read_text())
     assert {a["arm"]: a["n_stripped"] for a in manifest["arms"]}["r000"] == 8
     first = json.loads((tmp_path / "arms" / "r000" / "data.jsonl").read_text().splitlines()[0])
-    assert first["sample"]["answer"] == "Answer 0."
+    assert first["messages"][-1] == {"role": "assistant", "content": "Answer 0."}
     checked = call("check", tmp_path / "arms", "--model", "tiny-random", "--json")
     assert checked.returncode == 0 and json.loads(checked.stdout)["problems"] == []
     one_line(call("arms", data, "--prefixes", "reasoning", "--out", tmp_path / "arms"), "is not empty")

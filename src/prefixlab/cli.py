@@ -297,49 +297,104 @@ def strip(
     help=_help(
         "Build the arms of a data set: one folder an arm, and a manifest.",
         "prefixlab arms data.jsonl --prefixes reasoning --ratios 0,0.5,1 --control neutral --out arms",
+        "prefixlab arms data.jsonl --prefixes original --ratios 0,1 --format sharegpt --out arms",
     )
 )
 def arms(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Local file, hub id or builtin:NAME.")],
-    prefixes: Annotated[str, typer.Option(help="Prefix set: a name or a YAML file.")],
+    prefixes: Annotated[str, typer.Option(help="Prefix set: a name, a YAML file, or original (what the data had).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the arms.")],
     position: Annotated[str, typer.Option(help="user, opening or answer.")] = "opening",
     ratios: Annotated[str, typer.Option(help="Shares of the samples that carry the prefix.")] = "0,0.5,1",
-    control: Annotated[list[str] | None, typer.Option(help="Control arms at the largest ratio.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Control arms at the largest ratio: neutral, shuffled, random, masked, revised."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="messages, prompt_completion, alpaca or sharegpt.")
+    ] = "messages",
     key: Annotated[str, typer.Option(help="Data key of the assignment.")] = "data",
+    bernoulli: Annotated[bool, typer.Option("--bernoulli", help="A coin a sample instead of exact counts.")] = False,
+    model: Annotated[str | None, typer.Option(help="Match controls in tokens of this model too.")] = None,
+    rationale: Annotated[
+        bool, typer.Option("--rationale", help="The text before the final-answer marker becomes the reasoning.")
+    ] = False,
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    revision: RevisionOption = None,
+    quiet: QuietOption = False,
 ) -> None:
-    from prefixlab.study.standalone import make_arms
+    from prefixlab.study.standalone import ArmsOptions, make_arms
 
-    for about in make_arms(data, prefixes, position, ratios, control or [], key, out):
+    options = ArmsOptions(
+        key=key,
+        layout=layout,
+        bernoulli=bernoulli,
+        columns=column or (),
+        split=split,
+        revision=revision,
+        model=model,
+        rationale=rationale,
+    )
+    made = make_arms(data, prefixes, position, ratios, control or [], out, options)
+    if quiet:
+        return
+    for about in made.arms:
         out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
+    if made.n_skipped:
+        err_console.print(f"{made.n_skipped} rows skipped; {made.skipped[0]}", highlight=False, markup=False)
 
 
 @app.command(
     help=_help(
-        "Check after tokenisation that arms carry their treatment.", "prefixlab check arms --model smollm2-135m --json"
+        "Check after tokenisation that arms carry their treatment.",
+        "prefixlab check arms --model smollm2-135m --json",
+        "prefixlab check arms --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --render template",
     )
 )
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `prefixlab arms`.")],
     model: Annotated[str, typer.Option(help="Model whose tokenizer and template are used.")],
+    render: Annotated[
+        Literal["ours", "template"],
+        typer.Option(help="ours: as we train; template: as a trainer that hands messages to the chat template."),
+    ] = "ours",
     max_length: Annotated[int, typer.Option(help="Longest sample in tokens.")] = 1024,
+    over_long: Annotated[Literal["refuse", "cut"], typer.Option(help="For longer samples.")] = "refuse",
     no_reasoning: Annotated[Literal["refuse", "empty"], typer.Option(help="For samples without reasoning.")] = "refuse",
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    from prefixlab.study.standalone import check_folder
+    from prefixlab.study.standalone import check_folder, render_folder
 
-    found = check_folder(folder, model, max_length=max_length, no_reasoning=no_reasoning)
-    if as_json:
-        _print_json({**found.model_dump(mode="json"), "problems": found.problems()})
+    if render == "template":
+        naive = render_folder(folder, model)
+        if as_json:
+            _print_json({**naive.model_dump(mode="json"), "problems": naive.problems()})
+        elif not quiet:
+            for loss in naive.arms:
+                out_console.print(
+                    f"{loss.arm}: the template keeps the prefix of {loss.n_treated - loss.n_lost} of {loss.n_treated} "
+                    f"treated samples; {loss.n_same_as_r000} are the same text as in r000",
+                    highlight=False,
+                )
+        problems = naive.problems()
     else:
-        for arm in found.arms:
-            out_console.print(
-                f"{arm.arm}: {arm.n} samples, prefix in the ids of {arm.n_prefix_in_ids} of {arm.n_treated} treated, "
-                f"{arm.n_equal_reference} of {arm.n_untreated} untreated equal r000",
-                highlight=False,
-            )
-    if found.problems():
-        raise UserError(found.problems()[0])
+        found = check_folder(folder, model, max_length=max_length, no_reasoning=no_reasoning, over_long=over_long)
+        if as_json:
+            _print_json({**found.model_dump(mode="json"), "problems": found.problems()})
+        elif not quiet:
+            for arm in found.arms:
+                cut = f", {arm.n_cut} cut" if arm.n_cut else ""
+                out_console.print(
+                    f"{arm.arm}: {arm.n} samples, prefix in the ids of {arm.n_prefix_in_ids} of {arm.n_treated} "
+                    f"treated, {arm.n_equal_reference} of {arm.n_untreated} untreated equal r000{cut}",
+                    highlight=False,
+                )
+        problems = found.problems()
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
 
 
 @app.command(help=_help("Versions, CPU features, choices and caches, and what is missing.", "prefixlab doctor --json"))

@@ -7,7 +7,7 @@ can be checked without touching data or models.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import Position
 
-Control = Literal["neutral", "shuffled", "masked", "revised"]
-CONTROLS: tuple[Control, ...] = ("neutral", "shuffled", "masked", "revised")
+Control = Literal["neutral", "shuffled", "random", "masked", "revised"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 Condition = Literal["bare", "user_prefix", "prefill"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -38,7 +38,7 @@ class DataConfig(Config):
     revision: str | None = None
     """Commit, tag or branch of a hub data set; the newest where null."""
     columns: dict[str, str] = {}
-    """Names of the columns `prompt`, `response`, `id`, `source`, where they are not found by themselves."""
+    """Names of the columns prompt, response, reasoning, id, source, where they are not found by themselves."""
     limit: int | None = Field(default=None, gt=0)
     """Samples to keep, chosen by a hash of their id; all where null."""
     held_out: int = Field(default=8, ge=0)
@@ -82,8 +82,9 @@ class CapabilityConfig(Config):
 
     data: DataConfig
     """Training data; a bare string stands for `{source: ...}`."""
-    no_reasoning: Literal["refuse", "empty"] = "refuse"
-    """Under a template that opens the reasoning itself: what happens to samples that have none."""
+    no_reasoning: Literal["refuse", "empty", "rationale"] = "refuse"
+    """Under a template that opens the reasoning itself, samples that have none are refused, get an empty block, or
+    (`rationale`) their text before the final-answer marker, or the column named `reasoning`, becomes the reasoning."""
     suites: list[SuiteConfig]
     """Where every arm of the capability is tested; a bare string stands for `{suite: ...}`."""
     primary: PrimaryConfig
@@ -173,7 +174,9 @@ class TrainingConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
     max_length: int = Field(default=1024, gt=0)
-    """Longest sample in tokens; a longer one is refused."""
+    """Longest sample in tokens."""
+    over_long: Literal["refuse", "cut"] = "refuse"
+    """A longer sample is refused, or its end is cut (never its prefix) and it is counted; a cut one has no end."""
 
 
 class TokensConfig(Config):

@@ -101,6 +101,8 @@ class ArmManifest(Record):
     n_eligible: int
     n_treated: int
     n_stripped: int
+    format: str = "arm"
+    """Layout of data.jsonl: `arm` (one ArmSample a line), or one of data/exports.py."""
     templates: tuple[str, ...]
     """The texts in use, by index, without separator."""
     template_words: tuple[int, ...]
@@ -127,6 +129,8 @@ class Rendered(Record):
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     spans: tuple[Span, ...]
+    cut: int = 0
+    """Tokens cut from the end because the sample was too long; such a sample has no end of turn."""
     straddling: int
     """Tokens that cover the border of two spans; each counts to the later one."""
     no_prefix_length: int

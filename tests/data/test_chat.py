@@ -191,10 +191,15 @@ def test_tokenizers_that_cannot_work():
     bare.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         check_tokenizer(bare, "m")
-    no_end = tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    no_end = tokenizer(
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
     with pytest.raises(UserError, match="no end-of-turn token"):
         chat_format(no_end)
-    dropping = tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
+    dropping = tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A: {% endif %}"
+    )
     with pytest.raises(UserError, match="drops the assistant"):
         chat_format(dropping)
     picky = tokenizer("{{ raise_exception('no system role') }}" + CHATML)

@@ -6,14 +6,16 @@ the same template in every arm, and the order of the file plays no role.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from prefixlab.config import ArmsConfig
-from prefixlab.data.prefixes import PrefixSet, control_set, load_set, words
+from prefixlab.data.parts import PartName
+from prefixlab.data.prefixes import ORIGINAL, PrefixSet, control_set, controlled, load_set, words
 from prefixlab.errors import UserError
-from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample, jsonl_lines
+from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample, StripRecord, jsonl_lines
 
 Assignment = Literal["exact", "bernoulli"]
 
@@ -77,6 +79,8 @@ def specs(entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None
     for ratio in sorted(set(entry.ratios) - {0.0}):
         name = f"{treatment.name}-{entry.position}-{ratio_tag(ratio)}"
         arms.append(_spec(name, treatment, treatment, entry.position, ratio))
+    if treatment.name == ORIGINAL and entry.position == "user":
+        raise UserError("prefix set 'original' at position 'user': openings of responses have no place in a prompt")
     top = max(entry.ratios)
     for control in entry.controls:
         matched = control_set(
@@ -109,11 +113,35 @@ def arm_specs(
 
 
 def eligible(sample: Sample, position: Position | None) -> bool:
-    """Whether a sample can carry a prefix: an empty response cannot, elsewhere every sample can."""
+    """Whether a sample can carry a prefix: at `answer` one without an answer cannot, elsewhere an empty one cannot."""
+    if position == "answer":
+        return bool(sample.answer)
     return position == "user" or bool(sample.answer or sample.reasoning)
 
 
-def build_arm(samples: Sequence[Sample], spec: ArmSpec, key: str, assignment: Assignment) -> list[ArmSample]:
+def originals(samples: Iterable[Sample], records: Iterable[StripRecord], position: Position | None) -> dict[str, str]:
+    """The opening every sample had at a position, by sample id, with the white space that separated it.
+
+    Args:
+        samples: Stripped or not.
+        records: What was stripped.
+        position: `opening` is the reasoning's where there is one, else the answer's.
+    """
+    removed = {(r.id, r.part): r.removed.lstrip() for r in records}
+    place: dict[str, PartName] = {
+        s.id: "reasoning" if position == "opening" and s.reasoning is not None else "answer" for s in samples
+    }
+    return {i: removed[i, part] for i, part in place.items() if (i, part) in removed}
+
+
+def build_arm(
+    samples: Sequence[Sample],
+    spec: ArmSpec,
+    key: str,
+    assignment: Assignment,
+    own: Mapping[str, str] | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+) -> list[ArmSample]:
     """Apply one policy to stripped samples; the output keeps their order.
 
     Args:
@@ -121,8 +149,13 @@ def build_arm(samples: Sequence[Sample], spec: ArmSpec, key: str, assignment: As
         spec: The policy.
         key: Data key: names the assignment, the same for all arms of a data set.
         assignment: `exact` treats round(ratio * eligible) samples, `bernoulli` tosses one keyed coin a sample.
+        own: For the set `original`: `originals(...)`; samples without an opening of their own are not eligible.
+        count_tokens: For the control `random` of the set `original`.
     """
-    can = [eligible(s, spec.position) for s in samples]
+    original = spec.treatment is not None and spec.treatment.name == ORIGINAL
+    if original and own is None:
+        raise ValueError("the set 'original' needs the samples' own openings")
+    can = [eligible(s, spec.position) and (not original or s.id in (own or {})) for s in samples]
     rank = {s.id: keyed_hash(key, s.id, "assign") for s, ok in zip(samples, can, strict=True) if ok}
     ratio = spec.ratio or 0.0
     if assignment == "exact":
@@ -133,9 +166,12 @@ def build_arm(samples: Sequence[Sample], spec: ArmSpec, key: str, assignment: As
     arm: list[ArmSample] = []
     for sample, ok in zip(samples, can, strict=True):
         template = keyed_hash(key, sample.id, "template")
-        index = template % len(spec.prefixes.templates) if spec.prefixes else None
+        index = template % len(spec.prefixes.templates) if spec.prefixes and spec.prefixes.templates else None
         prefix = ""
-        if sample.id in treated and spec.prefixes and spec.position and index is not None:
+        if sample.id in treated and original:
+            shuffle = partial(keyed_hash, key, "shuffle")
+            prefix = controlled((own or {})[sample.id], spec.control or "", shuffle, count_tokens)
+        elif sample.id in treated and spec.prefixes and spec.position and index is not None:
             prefix = spec.prefixes.text(index, spec.position)
         arm.append(
             ArmSample(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from prefixlab.data.parts import CLOSE, OPEN
+from prefixlab.data.templates import inspect_template
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Message, Rendered, Span, SpanName
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-NoReasoning = Literal["refuse", "empty"]
-PROBE = "prefixlab end-of-turn probe"
+NoReasoning = Literal["refuse", "empty", "rationale"]
+OverLong = Literal["refuse", "cut"]
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,14 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
     """Probe a chat template.
 
     Raises:
-        UserError: No special token follows an assistant message, or the template drops the message.
+        UserError: The template cannot carry a sample, and why (templates.py).
     """
-    user = Message(role="user", content="Hello")
-    text = prompt_text(tokenizer, [user, Message(role="assistant", content=PROBE)], generate=False)
-    if PROBE not in text:
-        raise UserError("the chat template drops the assistant's message")
-    special = {str(t) for t in tokenizer.all_special_tokens}
-    special |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tail = text[text.rindex(PROBE) + len(PROBE) :]
-    starts = {t: tail.find(t) for t in special if t and t in tail}
-    if not starts:
-        raise UserError("the chat template writes no end-of-turn token after an assistant message")
-    end_id = tokenizer.convert_tokens_to_ids(min(starts, key=lambda t: (starts[t], -len(t))))
+    found = inspect_template(tokenizer)
+    if not found.supported:
+        raise UserError(f"the model's chat template cannot be used: {found.reason}")
+    end_id = tokenizer.convert_tokens_to_ids(found.end)
     assert isinstance(end_id, int)
-    opened = prompt_text(tokenizer, [user])
-    where = opened.rfind(OPEN)
-    preopened = opened[where:] if where >= 0 and not opened[where + len(OPEN) :].strip() else ""
-    return ChatFormat(end_id=end_id, preopened=preopened)
+    return ChatFormat(end_id=end_id, preopened=found.preopened)
 
 
 def _pieces(sample: ArmSample, chat: ChatFormat) -> list[tuple[SpanName, str]]:
@@ -149,6 +140,7 @@ def render(
     *,
     max_length: int,
     no_reasoning: NoReasoning = "refuse",
+    over_long: OverLong = "refuse",
 ) -> Rendered:
     """Render one sample to ids, labels and spans.
 
@@ -156,17 +148,19 @@ def render(
         sample: With its prefix, position and loss scope.
         tokenizer: Fast, with a chat template.
         chat: `chat_format(tokenizer)`.
-        max_length: Longest sequence in tokens; longer samples are refused.
-        no_reasoning: Under a template that opens the reasoning: refuse samples that have none, or close the block
-            at once.
+        max_length: Longest sequence in tokens.
+        no_reasoning: Under a template that opens the reasoning, of samples that have none: close the block at once
+            (`empty`), or refuse them.
+        over_long: Refuse longer samples, or cut their end: never the prefix, never all of what follows it. A cut
+            sample has no end-of-turn token, since its end is not there.
 
     Raises:
         UserError: Too long, no reasoning where it is needed, or a prefix that is not where it should be.
     """
     s = sample.sample
-    if chat.preopened and s.reasoning is None and no_reasoning == "refuse":
+    if chat.preopened and s.reasoning is None and no_reasoning != "empty":
         raise UserError(
-            f"sample {s.id!r} has no reasoning, but the model's template opens it; set no_reasoning: empty in the study"
+            f"sample {s.id!r} has no reasoning, but the model's template opens it; set no_reasoning: empty or rationale"
         )
     pieces = _pieces(sample, chat)
     response, offsets = _encode(tokenizer, "".join(text for _, text in pieces))
@@ -178,10 +172,16 @@ def render(
         head = [Span(name="prompt", start=0, end=len(prompt))]
     spans, crossing = _token_spans(offsets, pieces, len(prompt))
     end = len(prompt) + len(response)
-    ids = [*prompt, *response, chat.end_id]
-    if len(ids) > max_length:
-        raise UserError(f"sample {s.id!r} has {len(ids)} tokens, more than max_length {max_length}")
-    labels = [IGNORE] * len(prompt) + [*response, chat.end_id]
+    ids, labels = [*prompt, *response, chat.end_id], [IGNORE] * len(prompt) + [*response, chat.end_id]
+    spans.append(Span(name="end", start=end, end=end + 1))
+    cut = max(0, len(ids) - max_length)
+    if cut:
+        if over_long == "refuse":
+            raise UserError(
+                f"sample {s.id!r} has {len(ids)} tokens, more than max_length {max_length}; raise max_length or set "
+                "over_long: cut"
+            )
+        ids, labels, spans = _cut(s.id, ids, labels, spans, max_length)
     if sample.loss == "masked":
         for span in spans:
             if span.name == "prefix":
@@ -194,10 +194,25 @@ def render(
         id=s.id,
         ids=tuple(ids),
         labels=tuple(labels),
-        spans=(*head, *spans, Span(name="end", start=end, end=end + 1)),
+        spans=(*head, *spans),
+        cut=cut,
         straddling=straddling + crossing,
         no_prefix_length=length,
     )
+
+
+def _cut(
+    name: str, ids: list[int], labels: list[int], spans: list[Span], length: int
+) -> tuple[list[int], list[int], list[Span]]:
+    """The first `length` tokens; refused if that cuts the prefix, or leaves nothing of what follows it."""
+    prefix = next((span.end for span in spans if span.name == "prefix"), spans[0].start)
+    if length <= prefix:
+        raise UserError(
+            f"sample {name!r} has {len(ids)} tokens, and its prompt and prefix alone fill max_length {length}; "
+            "raise it or leave the sample out"
+        )
+    kept = [span.model_copy(update={"end": min(span.end, length)}) for span in spans if span.start < length]
+    return ids[:length], labels[:length], kept
 
 
 def _prompt_with_prefix(sample: ArmSample, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[Span], int]:

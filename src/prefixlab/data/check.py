@@ -6,7 +6,10 @@ Training does not start unless every arm passes (design law 2: the treatment is 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prefixlab.data.chat import ChatFormat, NoReasoning, prompt_ids, render
+from jinja2 import TemplateError
+
+from prefixlab.data.chat import ChatFormat, NoReasoning, OverLong, prompt_ids, render
+from prefixlab.data.exports import export_row
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Record, Rendered
 
@@ -30,8 +33,10 @@ class ArmCheck(Record):
     n_untreated: int
     n_straddling: int
     """Tokens that cover the border of two spans."""
+    n_cut: int
+    """Samples whose end was cut because they were too long."""
     n_bad_end: int
-    """Samples that do not end with the end-of-turn token, supervised."""
+    """Uncut samples that do not end with the end-of-turn token, supervised."""
     n_prompt_differs: int
     """Samples whose ids do not start with exactly what inference sends."""
     n_prompt_supervised: int
@@ -76,6 +81,77 @@ class TreatmentCheck(Record):
         return found
 
 
+class TemplateLoss(Record):
+    """What is left of one arm when its messages are rendered by the model's own chat template."""
+
+    arm: str
+    n: int
+    n_treated: int
+    n_lost: int
+    """Treated samples whose rendered text no longer holds the prefix."""
+    n_same_as_r000: int
+    """Treated samples whose rendered text is the text of r000."""
+    n_failed: int
+    """Samples that the template refuses to render."""
+
+
+class TemplateRendering(Record):
+    """All arms, rendered as a trainer would that hands messages to the template."""
+
+    model: str
+    arms: tuple[TemplateLoss, ...]
+    identical: tuple[tuple[str, str], ...]
+
+    def problems(self) -> list[str]:
+        """One sentence for each arm that loses its treatment."""
+        lost = [
+            f"arm {a.arm!r}: the model's own template loses the prefix of {a.n_lost} of {a.n_treated} treated samples"
+            for a in self.arms
+            if a.n_lost
+        ]
+        pairs = [pair for pair in self.identical if NATIVE not in pair]
+        return lost + [f"arms {a!r} and {b!r} are the same text" for a, b in pairs]
+
+
+def template_rendering(
+    arms: Mapping[str, Sequence[ArmSample]], tokenizer: "PreTrainedTokenizerBase", *, model: str
+) -> TemplateRendering:
+    """Render every arm's messages through the model's own template, and look for the prefixes in the text."""
+
+    def rendered(row: ArmSample) -> str | None:
+        messages = export_row(row, "messages")["messages"]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, ValueError, TypeError):
+            return None
+        return str(text)
+
+    texts = {name: {row.sample.id: rendered(row) for row in rows} for name, rows in arms.items()}
+    reference = texts.get("r000", {})
+    found = []
+    for name, rows in arms.items():
+        treated = [row for row in rows if row.treated]
+        found.append(
+            TemplateLoss(
+                arm=name,
+                n=len(rows),
+                n_treated=len(treated),
+                n_lost=sum(row.prefix.strip() not in (texts[name][row.sample.id] or "") for row in treated),
+                n_same_as_r000=sum(texts[name][row.sample.id] == reference.get(row.sample.id) for row in treated),
+                n_failed=sum(text is None for text in texts[name].values()),
+            )
+        )
+    names = list(arms)
+    masked = {name for name, rows in arms.items() if any(row.loss == "masked" for row in rows)}
+    same = [
+        (a, b)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        if texts[a] == texts[b] and a not in masked and b not in masked
+    ]
+    return TemplateRendering(model=model, arms=tuple(found), identical=tuple(same))
+
+
 def render_arm(
     rows: Sequence[ArmSample],
     tokenizer: "PreTrainedTokenizerBase",
@@ -83,9 +159,12 @@ def render_arm(
     *,
     max_length: int,
     no_reasoning: NoReasoning,
+    over_long: OverLong = "refuse",
 ) -> list[Rendered]:
     """Render every sample of an arm."""
-    return [render(r, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning) for r in rows]
+    return [
+        render(r, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning, over_long=over_long) for r in rows
+    ]
 
 
 def _prefix_found(row: ArmSample, rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -116,7 +195,7 @@ def check_arm(
         else:
             other = reference[row.sample.id]
             equal += (sample.ids, sample.labels) == (other.ids, other.labels)
-        bad_end += not (sample.ids[-1] == sample.labels[-1] == chat.end_id)
+        bad_end += not sample.cut and not (sample.ids[-1] == sample.labels[-1] == chat.end_id)
         if row.position != "user" or not row.treated:
             sent = prompt_ids(tokenizer, row.sample.messages)
             differs += list(sample.ids[: len(sent)]) != sent
@@ -134,6 +213,7 @@ def check_arm(
         n_equal_reference=equal,
         n_untreated=len(rows) - treated,
         n_straddling=sum(r.straddling for r in rendered),
+        n_cut=sum(r.cut > 0 for r in rendered),
         n_bad_end=bad_end,
         n_prompt_differs=differs,
         n_prompt_supervised=supervised_prompt,
@@ -153,6 +233,7 @@ def check_arms(
     capability: str,
     max_length: int,
     no_reasoning: NoReasoning,
+    over_long: OverLong = "refuse",
 ) -> TreatmentCheck:
     """Render and check all arms of a capability.
 
@@ -162,7 +243,7 @@ def check_arms(
     if "r000" not in arms:
         raise UserError("the treatment check needs the arm r000 to compare with")
     rendered = {
-        name: render_arm(rows, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning)
+        name: render_arm(rows, tokenizer, chat, max_length=max_length, no_reasoning=no_reasoning, over_long=over_long)
         for name, rows in arms.items()
     }
     reference = {r.id: r for r in rendered["r000"]}

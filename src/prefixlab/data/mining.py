@@ -21,6 +21,8 @@ DEPTH = 8
 CUT = 0.0005
 """Branches with a smaller share of a chunk are cut (never below two openings)."""
 EXAMPLES = 24
+MANY = 8
+"""Templates that differ in one word only become one with a slot from this number on."""
 LEAD = 240
 _STOP = re.compile(r"[.!?:。！？：\n]")
 _DIGITS = re.compile(r"\d+")
@@ -107,10 +109,15 @@ def merge(into: Tree, other: Tree) -> None:
             own.examples += node.examples[: EXAMPLES - len(own.examples)]
 
 
+def _firm(words: Iterable[str]) -> list[str]:
+    """The words that are neither loose nor mere marks."""
+    return [w for w in words if w.strip("*_\"'.,!:;#") and w.strip("*_\"'.,!:;") not in _LOOSE]
+
+
 def _telling(words: Iterable[str]) -> bool:
     """Whether words make a template: two that are not loose, or a short sentence of its own such as "Ahoy!"."""
     words = list(words)
-    firm = [w for w in words if w.strip("*_\"'.,!:;#") and w.strip("*_\"'.,!:;") not in _LOOSE]
+    firm = _firm(words)
     return len(firm) >= 2 or (bool(firm) and len(words) > 3) or any(w.endswith(("!", ":")) for w in firm)
 
 
@@ -123,18 +130,24 @@ def select(tree: Tree, total: int, share: float) -> list[tuple[Direction, Words,
         share: Smallest share of the openings a template must have.
     """
     least = max(3, share * total)
-    chosen: list[tuple[Direction, Words, int]] = []
+    chosen: dict[tuple[Direction, Words], int] = {}
     covered: Counter[tuple[Direction, Words]] = Counter()
-    for direction, words in sorted(tree, key=lambda key: -len(key[1])):
+    children: dict[tuple[Direction, Words], list[tuple[Direction, Words]]] = {}
+    for direction, words in sorted(tree, key=lambda key: (-len(key[1]), key[1])):
         key = (direction, words)
+        kin = children.get(key, [])
+        alike = len(kin) >= MANY and bool(_firm(words))
+        for child in kin if alike else ():
+            covered[key] -= chosen.pop(child)
         left = tree[key].count - covered[key]
-        taken = 0
-        if left >= least and _telling(words):
-            chosen.append((direction, words, left))
-            taken = left
+        if left >= least and (alike or _telling(words)):
+            chosen[key] = left
         if len(words) > 1:
-            covered[direction, words[:-1]] += covered[key] + taken
-    return sorted(chosen, key=lambda c: (-c[2], c[1]))
+            parent = (direction, words[:-1])
+            covered[parent] += covered[key] + chosen.get(key, 0)
+            if key in chosen:
+                children.setdefault(parent, []).append(key)
+    return sorted(((d, words, n) for (d, words), n in chosen.items()), key=lambda c: (-c[2], c[1]))
 
 
 def _common(first: list[str], second: list[str]) -> list[str]:
@@ -166,8 +179,7 @@ def template_text(words: Words, direction: Direction, examples: Sequence[Lead]) 
     for sentence in sentences[1:]:
         common = _common(common, sentence)
     fixed = list(words) if direction == "start" else list(reversed(words))
-    firm = [w for w in common if w.strip("*.,!:;#'\"") and w not in _LOOSE]
-    if len(firm) <= sum(w not in _LOOSE for w in fixed):
+    if len(_firm(common)) <= len(_firm(fixed)):
         gap = ["{...}"] if any(len(s) > len(fixed) for s in sentences) else []
         return " ".join([*fixed, *gap] if direction == "start" else [*gap, *fixed])
     text: list[str] = []

@@ -227,7 +227,7 @@ def _waits(a: _Answer, text: str, s: Sentence, ahead: str) -> bool:
     """Whether a sentence is a prefix if what follows supports it."""
     if a.waited > 1 or s.colon or not (_supportive(ahead) or BLOCK.match(ahead.lstrip())):
         return False
-    if (a.announced and a.later(s)) or p.INSTANCES.search(text):
+    if (a.announced and a.later(s)) or p.VERDICT.match(text) or p.INSTANCES.search(text):
         return False
     a.waited += 1
     several = p.SEVERAL.match(text)

@@ -237,6 +237,8 @@ INSTANCES = re.compile(
     r"(?:into|by|like|namely|through|of) (?:\w+ )?\w+, (?:\w+ )?\w+,? (?:and|or) \w+|\d|\b(?:such as|"
     r"including|e\.g|for example|for instance)\b"
 )
+VERDICT = re.compile(r"(?:yes|no)\b")
+"""The answer to a question of yes or no."""
 DEFINES = re.compile(
     r"\b(?:is|are|was|were|refers? to|known as|called|means?)\b(?: \w+)? (?:an?|the)\b.*\b(?:that|which|"
     r"who|from|in which|made|where)\b|\brefers? to\b|\bknown as\b|\([^)]{3,}\)"

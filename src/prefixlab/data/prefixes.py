@@ -18,6 +18,10 @@ from prefixlab.records import Position, Record
 SEPARATOR = "\n\n"
 USER_SEPARATOR = " "
 FOLDER = files("prefixlab.data") / "prefix_sets"
+ORIGINAL = "original"
+"""The set of what the data had: every sample's own opening, with its white space."""
+DRAWS = 64
+"""Tries of the random control to meet a template's length in tokens."""
 
 
 class PrefixSet(Record):
@@ -47,6 +51,8 @@ def load_set(name: str) -> PrefixSet:
     Raises:
         UserError: Unknown name, unreadable file, wrong keys, or an empty template.
     """
+    if name == ORIGINAL:
+        return PrefixSet(name=ORIGINAL, description="The sample's own opening, as the data had it.", templates=())
     if name in builtin_sets():
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     elif name.endswith((".yaml", ".yml")):
@@ -55,13 +61,15 @@ def load_set(name: str) -> PrefixSet:
         except OSError as error:
             raise UserError(f"prefix set file {name!r} cannot be read: {error.strerror}") from error
     else:
-        raise unknown("prefix set", name, [*builtin_sets(), "<file>.yaml"])
+        raise unknown("prefix set", name, [*builtin_sets(), ORIGINAL, "<file>.yaml"])
     try:
         loaded = PrefixSet.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         raise UserError(
             f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates"
         ) from error
+    if loaded.name == ORIGINAL:
+        raise UserError(f"prefix set {name!r}: the name 'original' is taken by the data's own openings")
     if not loaded.templates or any(not t.strip() for t in loaded.templates):
         raise UserError(f"prefix set {name!r}: every template needs text")
     return loaded
@@ -79,6 +87,33 @@ def _shuffle(text: str, key: Callable[[str], int]) -> str:
     if order == list(range(len(parts))):
         order = order[1:] + order[:1]
     return " ".join(parts[i] for i in order)
+
+
+@cache
+def _nouns() -> tuple[str, ...]:
+    return tuple((FOLDER / "random_words.txt").read_text(encoding="utf-8").split())
+
+
+def _random_words(text: str, key: Callable[[str], int], count_tokens: Callable[[str], int] | None) -> str:
+    """As many words as `text` has, drawn by `key`; of several draws the one nearest to it in tokens."""
+    nouns, n = _nouns(), words(text)
+    end = text.rstrip()[-1:] if text.rstrip()[-1:] in ".!:" else ""
+    draws = [
+        " ".join(nouns[key(f"random:{draw}:{i}:{text}") % len(nouns)] for i in range(n)).capitalize() + end
+        for draw in range(DRAWS if count_tokens else 1)
+    ]
+    wanted = count_tokens(text) if count_tokens else 0
+    return min(draws, key=lambda d: abs(count_tokens(d) - wanted)) if count_tokens else draws[0]
+
+
+def controlled(text: str, control: str, key: Callable[[str], int], count_tokens: Callable[[str], int] | None) -> str:
+    """One text under a control that needs no bank: masked, shuffled or random. White space at its end stays."""
+    body = text.rstrip()
+    if control == "shuffled":
+        body = _shuffle(body, key)
+    elif control == "random":
+        body = _random_words(body, key, count_tokens)
+    return body + text[len(text.rstrip()) :]
 
 
 def _match_length(
@@ -110,14 +145,19 @@ def control_set(
 
     Args:
         treatment: The set under test.
-        control: neutral, shuffled, masked or revised. `masked` keeps the texts: only the loss changes.
+        control: neutral, shuffled, random, masked or revised. `masked` keeps the texts: only the loss changes.
         key: Keyed hash that fixes the shuffled order.
         count_tokens: Length of a text in tokens of the study's first tokenizer; without it only words are matched.
     """
     if control == "masked":
         return treatment
-    if control == "shuffled":
-        texts = tuple(_shuffle(t, key) for t in treatment.templates)
+    if treatment.name == ORIGINAL and control not in ("shuffled", "random"):
+        raise UserError(
+            f"control {control!r} needs templates of known length; with the prefix set 'original' use masked, shuffled "
+            "or random"
+        )
+    if control in ("shuffled", "random"):
+        texts = tuple(controlled(t, control, key, count_tokens) for t in treatment.templates)
     else:
         bank = load_set(control).templates + load_set(control).bank
         chosen: list[str] = []

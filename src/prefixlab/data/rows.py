@@ -7,6 +7,7 @@ one. JSON and JSONL rows carry their own bytes, so that a file can be given back
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -60,7 +61,7 @@ def open_bytes(path: Path) -> BinaryIO:
     if last == ".xz":
         return cast(BinaryIO, lzma.open(path, "rb"))
     if last == ".zst":
-        return cast(BinaryIO, zstandard.open(path, "rb"))
+        return cast(BinaryIO, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"))))
     return path.open("rb")
 
 

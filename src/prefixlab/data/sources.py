@@ -251,7 +251,8 @@ def read_samples(
     out = {s.id for s in held}
     train = [s for s in samples if s.id not in out]
     if not train:
-        raise UserError(f"data {data.source!r}: {len(samples)} rows are no more than held_out {data.held_out}")
+        why = f"; {len(skipped)} skipped, row {skipped[0][0] + 1}: {skipped[0][1]}" if skipped else ""
+        raise UserError(f"data {data.source!r}: {len(samples)} rows are no more than held_out {data.held_out}{why}")
     return chosen(train, lambda s: s.id, key, data.limit), held
 
 

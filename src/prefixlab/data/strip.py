@@ -14,7 +14,7 @@ from prefixlab.data.parts import PartName
 from prefixlab.data.words import Task
 from prefixlab.records import Family, Sample, StripRecord
 
-_RAISED = re.compile(r"[a-z]+(?:['’][a-z]+)?(?=[ ,;:.!?]|$)")
+_RAISED = re.compile(r"(?:a|i|[a-z][^\W\d_]+)(?:['’][a-z]+)?(?=[,;:.!?]?(?:\s+[^\s=+*/<>&|^-]|\s*$))")
 """A first word that may be capitalised: a word of prose, no identifier, no call, no formula."""
 MAX_ROUNDS = 8
 
@@ -53,7 +53,8 @@ def cut_opening(
             break
         start = len(text) - len(after)
         family = family or found.family
-        lowered = after[0] if _RAISED.match(after) else ""
+        first = _RAISED.match(after)
+        lowered = after[0] if first and first.group().islower() else ""
         rest = lowered.upper() + after[1:] if lowered else after
     if family is None:
         return None

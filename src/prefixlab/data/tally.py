@@ -134,14 +134,20 @@ def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[L
         tally.slots.update(names)
         if names and len(tally.slot_rows) < LISTED and row not in tally.slot_rows:
             tally.slot_rows.append(row)
-    lead = text[:LEAD]
+    lead = _sound(text[:LEAD])
     leads[name].append((lead, family))
     if labels:
         tally.labels.append((row, part.turn, name, end, family, lead))
     return family
 
 
+def _sound(text: str) -> str:
+    """Text that can be written: half a surrogate pair becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _example(text: str, end: int) -> str:
+    text = _sound(text[: end + 50])
     opening = text[:end] if end <= 220 else text[:140] + " […] " + text[end - 70 : end]
     return " ".join(f"{opening} ‖ {text[end : end + 50]}".split())
 

@@ -49,6 +49,7 @@ class Recipe(Record):
     weight_decay: float
     max_grad_norm: float
     max_length: int
+    over_long: Literal["refuse", "cut"]
 
 
 PAPER = Recipe(
@@ -65,6 +66,7 @@ PAPER = Recipe(
     weight_decay=0.0,
     max_grad_norm=1.0,
     max_length=1024,
+    over_long="refuse",
 )
 """arXiv 2601.01624; batch size and schedule are not known and follow the Trainer's defaults."""
 

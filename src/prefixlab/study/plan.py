@@ -82,7 +82,9 @@ class _Planner:
 
     def capability(self, name: str, config: CapabilityConfig) -> None:
         """All steps of one capability."""
-        data, held = read_samples(config.data, name)
+        skipped: list[tuple[int, str]] = []
+        rationale = config.no_reasoning == "rationale"
+        data, held = read_samples(config.data, name, rationale=rationale, skipped=skipped)
         tests = [item for suite in config.suites for item in self.suite_items(suite)]
         kept, hits = remove_overlap(data, tests)
         if not kept:
@@ -105,6 +107,7 @@ class _Planner:
                     "data": config.data.model_dump(mode="json"),
                     "content": content_hash([s.model_dump() for s in data + held]),
                     "overlap": hits,
+                    "no_reasoning": config.no_reasoning,
                 },
                 {},
             )
@@ -128,6 +131,8 @@ class _Planner:
         self.summary[name] = {
             "samples": len(kept),
             "removed_as_overlap": len(hits),
+            "skipped_rows": len(skipped),
+            "first_skipped": [f"row {row}: {why}" for row, why in skipped[:5]],
             "held_out": len(held),
             "arms": [s.name for s in specs],
             "tests": {s.suite: len(self.suite_items(s)) for s in config.suites},
@@ -157,7 +162,11 @@ class _Planner:
             "model": ref.model_dump(mode="json"),
             "hardware": self.hardware.model_dump(mode="json", exclude={"why"}),
         }
-        rendering = {"max_length": self.recipe.max_length, "no_reasoning": config.no_reasoning}
+        rendering = {
+            "max_length": self.recipe.max_length,
+            "over_long": self.recipe.over_long,
+            "no_reasoning": config.no_reasoning,
+        }
         check = self.add(make_step("check", f"{_slug(ref.name)}-{name}", {**shared, **rendering}, arms))
         treatment = next(s.treatment for s in specs if s.treatment is not None)
         position = next(s.position for s in specs if s.position is not None)

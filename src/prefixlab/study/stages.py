@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, SuiteConfig
-from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, read_arm, write_arm
+from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, write_arm
 from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
 from prefixlab.data.check import check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
@@ -27,7 +27,7 @@ from prefixlab.model.attention import NAME as FAST_ATTENTION
 from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.train import Recipe, train_adapter
-from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample, jsonl_lines
+from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample, StripRecord, jsonl_lines
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -126,7 +126,10 @@ class Bench:
 
     def _data(self, step: Step, out: Path, tick: Tick) -> None:
         config = step.config
-        samples, held = read_samples(DataConfig.model_validate(config["data"]), config["capability"])
+        skipped: list[tuple[int, str]] = []
+        data = DataConfig.model_validate(config["data"])
+        rationale = config["no_reasoning"] == "rationale"
+        samples, held = read_samples(data, config["capability"], rationale=rationale, skipped=skipped)
         hits = set(config["overlap"])
         samples = [s for s in samples if s.id not in hits]
         stripped, records = strip_all(samples)
@@ -135,7 +138,13 @@ class Bench:
         _dump(out / "stripped.jsonl", stripped)
         _dump(out / "held_out.jsonl", held_stripped)
         _dump(out / "strip.jsonl", records)
-        about = {"n": len(samples), "held_out": len(held), "stripped_parts": len(records), "overlap": config["overlap"]}
+        about = {
+            "n": len(samples),
+            "held_out": len(held),
+            "stripped_parts": len(records),
+            "overlap": config["overlap"],
+            "skipped": skipped,
+        }
         (out / "data.json").write_text(json.dumps(about, indent=1) + "\n")
 
     def _arms(self, step: Step, out: Path, tick: Tick) -> None:
@@ -146,16 +155,13 @@ class Bench:
         records = [json.loads(line) for line in jsonl_lines(data / "strip.jsonl")]
         tokenizer = self._tokenizer(ModelRef.model_validate(config["tokenizer"]))
         key = config["capability"]
-        rows = build_arm(samples, spec, key, config["assignment"])
-        about = manifest(
-            rows,
-            spec,
-            key,
-            key,
-            config["assignment"],
-            len({r["id"] for r in records}),
-            lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        )
+        own = originals(samples, map(StripRecord.model_validate, records), spec.position)
+
+        def count_tokens(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        rows = build_arm(samples, spec, key, config["assignment"], own, count_tokens)
+        about = manifest(rows, spec, key, key, config["assignment"], len({r["id"] for r in records}), count_tokens)
         write_arm(out, rows, about)
 
     def _check(self, step: Step, out: Path, tick: Tick) -> None:
@@ -173,6 +179,7 @@ class Bench:
             capability=config["capability"],
             max_length=config["max_length"],
             no_reasoning=config["no_reasoning"],
+            over_long=config["over_long"],
         )
         problems = found.problems()
         if problems:
@@ -192,6 +199,7 @@ class Bench:
             loaded.chat,
             max_length=config["max_length"],
             no_reasoning=config["no_reasoning"],
+            over_long=config["over_long"],
         )
         totals = train_adapter(
             model,
@@ -290,6 +298,7 @@ class Bench:
                     loaded.chat,
                     max_length=config["max_length"],
                     no_reasoning=config["no_reasoning"],
+                    over_long=config["over_long"],
                 )
             except UserError as error:
                 raise StepError(f"held-out {error}") from error

@@ -1,7 +1,9 @@
 """Single stages on files, without a run folder: arms, check, doctor."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,19 +11,21 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from prefixlab.config import ArmsConfig, DataConfig, HardwareConfig
-from prefixlab.data.arms import arm_specs, build_arm, manifest, read_arm, write_arm
+from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
 from prefixlab.data.audit import Audit, audit
-from prefixlab.data.chat import NoReasoning, chat_format
-from prefixlab.data.check import TreatmentCheck, check_arms
+from prefixlab.data.chat import NoReasoning, OverLong, chat_format
+from prefixlab.data.check import TemplateRendering, TreatmentCheck, check_arms, template_rendering
+from prefixlab.data.exports import FORMATS, WITHOUT_SPANS, export_rows, import_row
 from prefixlab.data.layouts import Turns
 from prefixlab.data.prefixes import builtin_sets
-from prefixlab.data.sources import BUILTIN_DATA, read_samples
+from prefixlab.data.sources import BUILTIN_DATA, read_rows, read_samples
 from prefixlab.data.strip import strip_all
+from prefixlab.data.strip_files import write_rows
 from prefixlab.errors import UserError, unknown
 from prefixlab.evals.suites import SUITES
 from prefixlab.model.load import BUILTIN, cache_dir, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import describe, resolve
-from prefixlab.records import FAMILIES, ArmManifest, Family, Record
+from prefixlab.records import FAMILIES, ArmManifest, ArmSample, Family, Record
 from prefixlab.study.progress import row_progress
 from prefixlab.study.store import write_text
 
@@ -32,20 +36,16 @@ class ArmsManifest(Record):
     """DIR/manifest.json of `prefixlab arms`."""
 
     source: str
+    n_skipped: int
+    skipped: tuple[str, ...]
+    """The first rows that could not be used, and why."""
     arms: tuple[ArmManifest, ...]
 
 
-def make_arms(
-    source: str, prefixes: str, position: str, ratios: str, controls: list[str], key: str, out: Path
-) -> list[ArmManifest]:
-    """Strip a data set and write every arm to `out`/<arm>/.
-
-    Raises:
-        UserError: Bad options or data, or a folder that is there already and not empty.
-    """
+def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str]) -> ArmsConfig:
     try:
         numbers = [float(r) for r in ratios.split(",")]
-        entry = ArmsConfig.model_validate(
+        return ArmsConfig.model_validate(
             {"prefixes": prefixes, "position": position, "ratios": numbers, "controls": controls}
         )
     except ValidationError as error:
@@ -53,20 +53,113 @@ def make_arms(
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
     except ValueError as error:
         raise UserError(f"ratios {ratios!r}: numbers between 0 and 1 with commas between them, e.g. 0,0.5,1") from error
+
+
+@dataclass(frozen=True)
+class ArmsOptions:
+    """Options of `prefixlab arms` beside the policy."""
+
+    key: str = "data"
+    layout: str = "messages"
+    bernoulli: bool = False
+    columns: Sequence[str] = ()
+    split: str | None = None
+    revision: str | None = None
+    model: str | None = None
+    """Tokenizer for matching lengths in tokens."""
+    rationale: bool = False
+
+
+def make_arms(
+    source: str, prefixes: str, position: str, ratios: str, controls: list[str], out: Path, options: ArmsOptions
+) -> ArmsManifest:
+    """Strip a data set and write every arm to `out`/<arm>/.
+
+    Raises:
+        UserError: Bad options or data, or a folder that is there already and not empty.
+    """
+    entry = _arms_entry(prefixes, position, ratios, controls)
+    if options.layout not in FORMATS:
+        raise unknown("format", options.layout, FORMATS, where="--format")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"folder {str(out)!r} is not empty; choose a new one")
-    native, _ = read_samples(DataConfig(source=source, held_out=0), key)
+    count = _token_counter(options.model) if options.model else None
+    many = (lambda text: count([text])) if count else None
+    plan = arm_specs([entry], options.key, native=True, count_tokens=many)
+    masked = [spec.name for spec in plan if spec.loss == "masked"]
+    if masked and options.layout in WITHOUT_SPANS:
+        export_rows([], options.layout, masked=True)
+    data = DataConfig(
+        source=source,
+        held_out=0,
+        columns=column_mapping(list(options.columns)),
+        revision=options.revision,
+        **({"split": options.split} if options.split else {}),
+    )
+    skipped: list[tuple[int, str]] = []
+    native, _ = read_samples(data, options.key, rationale=options.rationale, skipped=skipped)
     stripped, records = strip_all(native)
+    own = originals(stripped, records, entry.position)
     made = []
-    for spec in arm_specs([entry], key, native=True):
-        rows = build_arm(stripped if spec.stripped else native, spec, key, "exact")
-        about = manifest(rows, spec, key, key, "exact", len({r.id for r in records}), None)
+    for spec in plan:
+        rows = build_arm(
+            stripped if spec.stripped else native,
+            spec,
+            options.key,
+            "bernoulli" if options.bernoulli else "exact",
+            own,
+            many,
+        )
+        written = export_rows(rows, options.layout, masked=spec.loss == "masked")
         folder = out / spec.name
         folder.mkdir(parents=True)
-        write_arm(folder, rows, about)
+        write_rows(folder / "data.jsonl", written)
+        about = manifest(
+            rows,
+            spec,
+            options.key,
+            options.key,
+            "bernoulli" if options.bernoulli else "exact",
+            len({r.id for r in records}),
+            many,
+        )
+        digest = hashlib.sha256((folder / "data.jsonl").read_bytes()).hexdigest()
+        about = about.model_copy(update={"format": options.layout, "data_sha256": digest})
+        write_text(folder / "manifest.json", about.model_dump_json(indent=1) + "\n")
         made.append(about)
-    write_text(out / "manifest.json", ArmsManifest(source=source, arms=tuple(made)).model_dump_json(indent=1) + "\n")
-    return made
+    listed = tuple(f"row {row}: {why}" for row, why in skipped[:20])
+    whole = ArmsManifest(source=source, n_skipped=len(skipped), skipped=listed, arms=tuple(made))
+    write_text(out / "manifest.json", whole.model_dump_json(indent=1) + "\n")
+    return whole
+
+
+def _token_counter(model: str) -> Callable[[Sequence[str]], int]:
+    tokenizer = load_tokenizer(resolve_model(model))
+
+    def count(texts: Sequence[str]) -> int:
+        return sum(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+    return count
+
+
+def read_arms(folder: Path) -> tuple[ArmsManifest, dict[str, list[ArmSample]]]:
+    """Read what `make_arms` wrote.
+
+    Raises:
+        UserError: Missing or damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        about = ArmsManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is missing or damaged; make the folder with prefixlab arms") from error
+    arms = {}
+    for arm in about.arms:
+        file = folder / arm.arm / "data.jsonl"
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != arm.data_sha256:
+            raise UserError(f"{str(file)!r} is missing, or is not what the manifest describes; make the arms again")
+        arms[arm.arm] = [import_row(row, arm) for row in read_rows(file)]
+    return about, arms
 
 
 def audit_data(
@@ -90,13 +183,7 @@ def audit_data(
     if not 0 < min_share < 1:
         raise UserError(f"--min-share {min_share}: a share between 0 and 1")
     mapping, which = column_mapping(columns), turns_named(turns)
-    count = None
-    if model:
-        tokenizer = load_tokenizer(resolve_model(model))
-
-        def count(texts: Sequence[str]) -> int:
-            return sum(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
-
+    count = _token_counter(model) if model else None
     with row_progress("reading", console, quiet) as progress:
         found = audit(
             source,
@@ -151,27 +238,32 @@ def families_named(names: str) -> tuple[Family, ...]:
     return tuple(f for f in FAMILIES if f in wanted)
 
 
-def check_folder(folder: Path, model: str, *, max_length: int, no_reasoning: NoReasoning) -> TreatmentCheck:
+def check_folder(
+    folder: Path, model: str, *, max_length: int, no_reasoning: NoReasoning, over_long: OverLong
+) -> TreatmentCheck:
     """Treatment check of a folder written by `make_arms`.
 
     Raises:
         UserError: No arms there, or samples that cannot be rendered.
     """
-    path = folder / "manifest.json"
-    try:
-        about = ArmsManifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} is missing or damaged; make the folder with prefixlab arms") from error
+    about, arms = read_arms(folder)
     tokenizer = load_tokenizer(resolve_model(model))
     return check_arms(
-        {a.arm: read_arm(folder / a.arm)[0] for a in about.arms},
+        arms,
         tokenizer,
         chat_format(tokenizer),
         model=model,
         capability=about.arms[0].capability,
         max_length=max_length,
         no_reasoning=no_reasoning,
+        over_long=over_long,
     )
+
+
+def render_folder(folder: Path, model: str) -> TemplateRendering:
+    """The same arms through the model's own template, as a trainer would that hands messages to it."""
+    _, arms = read_arms(folder)
+    return template_rendering(arms, load_tokenizer(resolve_model(model)), model=model)
 
 
 def diagnose() -> dict[str, dict[str, str]]:

@@ -29,6 +29,7 @@ class TemplateCount(Record):
     template: str
     """Common words, "{...}" where openings differ."""
     n: int
+    """Parts that have it and no longer template; in very large files judged from every n-th part."""
     share: float
     """Of the parts of that name."""
     family: str
@@ -50,8 +51,7 @@ class PartAudit(Record):
     families: dict[str, int]
     """By the family of the first prefix sentence; refusals are content and are not in n_prefix."""
     prefix_words: int
-    words: int
-    """Words between white space, all parts together."""
+    """Words in prefixes, counted at spaces and line ends."""
     prefix_characters: int
     characters: int
     prefix_tokens: int | None = None
@@ -110,10 +110,11 @@ Place = tuple[str, Direction, Words]
 """Part and node of its tree."""
 
 
-def _templates(tally: Tally, name: PartName, n: int, share: float) -> list[tuple[Place, TemplateCount]]:
+def _templates(tally: Tally, name: PartName, share: float) -> list[tuple[Place, TemplateCount]]:
     """Mined templates of one part. Those read backwards stay only where no forward template has the same openings."""
     tree = tally.trees[name]
-    chosen = select(tree, n, share)
+    n, mined = tally.parts[name], tally.mined[name]
+    chosen = select(tree, mined, share)
     seen = {lead for direction, words, _ in chosen if direction == "start" for lead in tree[direction, words].examples}
     found: list[tuple[Place, TemplateCount]] = []
     for direction, words, count in chosen:
@@ -127,8 +128,8 @@ def _templates(tally: Tally, name: PartName, n: int, share: float) -> list[tuple
             id="",
             part=name,
             template=template_text(words, direction, node.examples),
-            n=count,
-            share=count / n,
+            n=round(count * n / mined),
+            share=count / mined,
             family=family if known else "",
             listed=known,
             generic=is_generic(words),
@@ -230,7 +231,7 @@ def nothing_usable(source: str, total: Tally, split: str | None, revision: str |
 def summarise(source: str, total: Tally, min_share: float) -> tuple[Audit, dict[Place, str]]:
     """The audit's record from all counts, and the ids of its templates."""
     parts = {name: _part_audit(total, name) for name in PARTS}
-    mined = [found for name in PARTS if parts[name].n for found in _templates(total, name, parts[name].n, min_share)]
+    mined = [found for name in PARTS if parts[name].n for found in _templates(total, name, min_share)]
     places = {place: f"t{i:02d}" for i, (place, _) in enumerate(mined, 1)}
     templates = [t.model_copy(update={"id": places[place]}) for place, t in mined]
     column = Counter({c: 0 for c, _, _ in total.sources})

@@ -161,6 +161,19 @@ def _lead_in(a: _Answer, text: str, s: Sentence) -> Family | None:
 
 
 # Which rules a first word can open; the order of the table is the order they are tried in.
+_PATTERNS: dict[Rule, tuple[re.Pattern[str], ...]] = {
+    _praise: (p.GREETING, p.THANKS, p.PRAISE, p.GLAD),
+    _apology: (p.AS_AN_AI, p.APOLOGY),
+    _foreign: (p.FOREIGN,),
+    _framing: (p.FRAMING,),
+    _offer: (p.GO, p.OFFER),
+    _manners: (p.MANNERS, p.BEST_ANYWHERE),
+    _cue: (p.LEAD,),
+    _usage: (p.USAGE,),
+    _purpose: (p.TO_DO,),
+    _asked: (p.ASKED,),
+}
+"""A rule can only hold where one of its patterns matches."""
 _OPENERS: tuple[tuple[Rule, str], ...] = (
     (
         _praise,
@@ -190,6 +203,11 @@ for _rule, _words in _OPENERS:
         _RULES[_word] = (*_RULES.get(_word, ()), _rule)
 
 
+_ANY: dict[tuple[Rule, ...], re.Pattern[str]] = {
+    rules: re.compile("|".join(f"(?:{pattern.pattern})" for rule in rules for pattern in _PATTERNS[rule]))
+    for rules in {*_RULES.values(), (_foreign,)}
+}
+"""All patterns of some rules in one, to pass over most sentences at once."""
 _YES_WORDS = word_set(
     "sure certainly of absolutely definitely okay ok alright all got no understood with my gladly great "
     "awesome perfect wonderful excellent fantastic cool very as yes"
@@ -305,6 +323,8 @@ def _read(a: _Answer, s: Sentence, text: str, part: str) -> bool:
     rules = _RULES.get(word, ()) if not text[0] > "\u02ff" else (_foreign,)
     if word in _BEGINNING and p.BEGINS.match(text):
         return False
+    if rules and not _ANY[rules].match(text):
+        rules = ()
     for rule in (*rules, _lead_in) if s.colon else rules:
         family = rule(a, text, s)
         if family:

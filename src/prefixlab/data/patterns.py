@@ -96,6 +96,7 @@ FOREIGN = re.compile(
     r"以下是|下面是|当然可以|もちろん|承知|以下は|以下に|はい|물론|네|다음은)"
     r"(?:[!.！。,，、 ]*$|[^.!?。！？]{0,120}[:：]\**$)"
 )
+BEST_ANYWHERE = re.compile(r".*\b(?:i(?:'ll| will)|to) (?:do|try) my best\b")
 BEST = re.compile(r"\b(?:i(?:'ll| will)|to) (?:do|try) my best\b")
 GO = re.compile(
     r"(?:let's|let us|shall we|so,? let's) (?:get (?:started|going|to it)|start|begin|dive (?:right )?in|"

@@ -69,6 +69,8 @@ def parse_row(raw: bytes, index: int, start: int = 0) -> RawRow:
     """One JSON row; the standard library's parser decides where the fast one refuses (NaN, lone surrogates)."""
     try:
         value = orjson.loads(raw)
+        if type(value) is dict:
+            return RawRow(index, value, "", raw, start)
     except orjson.JSONDecodeError:
         try:
             value = json.loads(raw.decode("utf-8"))

@@ -8,7 +8,6 @@ _STOP = re.compile(r"[.!?…。！？:：\n]")
 _TAIL = re.compile(r"[.!?…。！？]+([\"'”’)\]*_`]*)")
 _SPACE = re.compile(r"\s+")
 _COMMON = re.compile(r"[^.!?…。！？:：\n]{3,}[.!?](?=[ \n])")
-_COMMON_END = re.compile(r"[a-z]{4}[.!?]$")
 _BLOCK_STARTS = frozenset("#-*+•–—0123456789`~|>$\\<_[{")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|dr|mr|mrs|ms|prof|st|jr|sr|no|fig|eq|approx|u\.s|u\.k|inc|ltd|co)|(?:^|[\s.(])(?-i:[A-HJ-Z]))$",
@@ -50,13 +49,6 @@ def _ends(text: str, at: int, end: int, quoted: bool) -> bool:
 
 def _end_of(text: str, start: int, colons: bool) -> tuple[int, bool]:
     """Where the sentence that starts at `start` ends, and whether a colon ends it; -1 if it does not end."""
-    common = _COMMON.match(text, start)
-    if (
-        common
-        and _COMMON_END.search(text, common.end() - 5, common.end())
-        and text[common.end() - 4 : common.end() - 1] != "etc"
-    ):
-        return common.end(), False
     at = start
     while found := _STOP.search(text, at):
         at = found.start()
@@ -103,6 +95,13 @@ def leading_sentences(text: str, limit: int, *, colons: bool) -> Iterator[Senten
             start = gap.end()
         if start >= len(head) or (head[start] in _BLOCK_STARTS and BLOCK.match(head, start)):
             return
+        common = _COMMON.match(head, start)
+        if common:
+            end = common.end()
+            if head[end - 5 : end - 1].isalpha() and head[end - 2].islower():
+                yield Sentence(head[start:end], start, end, False, False, paragraph)
+                start = end
+                continue
         end, colon = _end_of(head, start, colons)
         if end < 0:
             if len(head) < len(text):

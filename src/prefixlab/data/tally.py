@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, row_parts
 from prefixlab.data.mining import LEAD, Lead, Tree, chunk_tree, merge
 from prefixlab.data.openings import find_opening
 from prefixlab.data.parts import PartName
-from prefixlab.data.rows import COMPRESSIONS, RawRow, is_hub_id, iter_rows, jsonl_rows, suffix_of
+from prefixlab.data.rows import COMPRESSIONS, RawRow, is_hub_id, iter_rows, parse_row, suffix_of
 
 PARTS: tuple[PartName, ...] = ("reasoning", "answer")
 RANGE = 12_000_000
@@ -27,6 +27,8 @@ RANGE = 12_000_000
 ALONE = 24_000_000
 """Files up to this size are read by this process alone: starting others takes longer."""
 CHUNK_ROWS = 20_000
+MINED = 200_000
+"""Parts that templates are mined from in large line files: every n-th, so that about so many are."""
 SOURCE_COLUMNS = ("source", "dataset", "generator", "origin", "subset", "category", "model")
 LISTED = 20
 N_EXAMPLES = 5
@@ -38,14 +40,12 @@ class Amounts:
     """Sums over parts; words are counted at spaces and line ends."""
 
     prefix_words: int = 0
-    words: int = 0
     prefix_characters: int = 0
     characters: int = 0
 
     def add(self, other: "Amounts") -> None:
         """Add the sums of other parts."""
         self.prefix_words += other.prefix_words
-        self.words += other.words
         self.prefix_characters += other.prefix_characters
         self.characters += other.characters
 
@@ -62,6 +62,9 @@ class Tally:
     families: Counter[tuple[PartName, str]] = field(default_factory=Counter)
     amounts: dict[PartName, Amounts] = field(default_factory=lambda: {"reasoning": Amounts(), "answer": Amounts()})
     examples: dict[tuple[PartName, str], list[str]] = field(default_factory=dict)
+    parts: dict[PartName, int] = field(default_factory=lambda: {"reasoning": 0, "answer": 0})
+    mined: dict[PartName, int] = field(default_factory=lambda: {"reasoning": 0, "answer": 0})
+    """Parts whose openings are in the trees."""
     trees: dict[PartName, Tree] = field(default_factory=lambda: {"reasoning": {}, "answer": {}})
     slots: Counter[str] = field(default_factory=Counter)
     slot_rows: list[int] = field(default_factory=list)
@@ -82,6 +85,8 @@ class Tally:
         for part in PARTS:
             merge(self.trees[part], other.trees[part])
             self.amounts[part].add(other.amounts[part])
+            self.parts[part] += other.parts[part]
+            self.mined[part] += other.mined[part]
         self.slot_rows += [row + shift for row in other.slot_rows[: LISTED - len(self.slot_rows)]]
 
 
@@ -92,6 +97,10 @@ class Reading:
     columns: Mapping[str, str]
     turns: Turns
     labels: bool = False
+    mine_every: int = 1
+    """Templates are mined from every n-th part."""
+    may_have_slots: bool = True
+    """False where no "{{" is in what is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +120,12 @@ def _source_of(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, str]
     return None
 
 
-def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[Lead]], labels: bool) -> str:
+def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[Lead]], how: "Reading") -> str:
     """Count one part; its family, "" without an opening."""
     name, text = part.name, part.text
     opening = find_opening(text, part.prompt, name)
     amounts = tally.amounts[name]
     amounts.characters += len(text)
-    amounts.words += text.count(" ") + text.count("\n") + 1
     family, end = "", 0
     if opening:
         family = opening.family
@@ -129,15 +137,20 @@ def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[L
         if len(found) < N_EXAMPLES:
             found.append(_example(text, opening.end))
     tally.families[name, family] += 1
-    if "{{" in text:
+    if how.may_have_slots and "{{" in text:
         names = {m.group(1) for m in _SLOT.finditer(text)}
         tally.slots.update(names)
         if names and len(tally.slot_rows) < LISTED and row not in tally.slot_rows:
             tally.slot_rows.append(row)
-    lead = _sound(text[:LEAD])
-    leads[name].append((lead, family))
-    if labels:
-        tally.labels.append((row, part.turn, name, end, family, lead))
+    seen = tally.parts[name]
+    tally.parts[name] = seen + 1
+    mined = seen % how.mine_every == 0
+    if mined or how.labels:
+        lead = _sound(text[:LEAD])
+        if mined:
+            leads[name].append((lead, family))
+        if how.labels:
+            tally.labels.append((row, part.turn, name, end, family, lead))
     return family
 
 
@@ -187,7 +200,7 @@ def _tally_rows(rows: Iterable[RawRow], how: Reading) -> Tally:
                 raise Unusable(f"no layout fits the columns {', '.join(map(str, shape)) or '(none)'}")
             source = _source_of(raw.value, source_columns) if source_columns else None
             for part in row_parts(raw.value, layout, how.turns):
-                family = _count_part(tally, part, index, leads, how.labels)
+                family = _count_part(tally, part, index, leads, how)
                 if source and part.name == "answer":
                     tally.sources[(*source, family)] += 1
             tally.n_used += 1
@@ -198,12 +211,17 @@ def _tally_rows(rows: Iterable[RawRow], how: Reading) -> Tally:
             tally.reasons[re.sub(r"\[\d+\]", "[...]", str(error))] += 1
         for name in PARTS:
             if len(leads[name]) >= CHUNK_ROWS:
-                merge(tally.trees[name], chunk_tree(leads[name]))
-                leads[name] = []
+                _mine(tally, name, leads)
     for name in PARTS:
         if leads[name]:
-            merge(tally.trees[name], chunk_tree(leads[name]))
+            _mine(tally, name, leads)
     return tally
+
+
+def _mine(tally: Tally, name: PartName, leads: dict[PartName, list[Lead]]) -> None:
+    merge(tally.trees[name], chunk_tree(leads[name]))
+    tally.mined[name] += len(leads[name])
+    leads[name] = []
 
 
 def tally_range(task: tuple[ByteRange, Reading]) -> Tally:
@@ -216,7 +234,20 @@ def tally_range(task: tuple[ByteRange, Reading]) -> Tally:
             start += len(file.readline()) - 1
         if start >= where.stop:
             return Tally()
-        return tally_rows(jsonl_rows(file, start=start, stop=where.stop), how)
+        data = file.read(where.stop - start)
+        if not data.endswith(b"\n"):
+            data += file.readline()
+    if start == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    return tally_rows(_lines(data), replace(how, may_have_slots=b"{{" in data))
+
+
+def _lines(data: bytes) -> Iterator[RawRow]:
+    index = 0
+    for line in data.split(b"\n"):
+        if line and not line.isspace():
+            yield parse_row(line, index)
+            index += 1
 
 
 def _is_plain_lines(source: str) -> Path | None:
@@ -237,6 +268,13 @@ def batches(rows: Iterator[RawRow], size: int) -> Iterator[list[RawRow]]:
         yield batch
 
 
+def _rows_about(path: Path, size: int) -> int:
+    """How many rows a line file has, judged by its first megabyte."""
+    with path.open("rb") as file:
+        start = file.read(1_000_000)
+    return round(size / len(start) * max(1, start.count(b"\n"))) if start else 0
+
+
 def tallies(
     source: str,
     how: Reading,
@@ -253,6 +291,7 @@ def tallies(
             yield tally_rows(batch, how), None
         return
     size = path.stat().st_size
+    how = replace(how, mine_every=max(1, _rows_about(path, size) // MINED))
     ranges = [ByteRange(path, at, min(at + RANGE, size)) for at in range(0, size, RANGE)]
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         for done, tally in enumerate(pool.map(tally_range, [(r, how) for r in ranges]), 1):

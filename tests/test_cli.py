@@ -1,6 +1,9 @@
 """The command line as a user meets it: help with examples, one-line errors, exit codes, JSON alone on stdout."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -121,3 +124,44 @@ def test_unwritable_folder_is_one_line(call, tmp_path):
 def test_a_process_of_its_own_ends_the_same_way(tmp_path):
     one_line(cli("run", "none.yaml", cwd=tmp_path), "cannot be read")
     assert "prefixlab run" in cli("--help").stdout
+
+
+@pytest.mark.parametrize("command", [["audit", "d.jsonl", "--quiet"], ["strip", "d.jsonl", "--out", "s.jsonl"]])
+def test_data_commands_load_no_model_library(tmp_path, command):
+    """They start in a second: torch, transformers, Inspect and reasoning-gym stay out."""
+    (tmp_path / "d.jsonl").write_text('{"prompt": "q", "response": "Sure! Paris."}\n')
+    code = (
+        "import sys; from prefixlab.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'inspect_ai', 'reasoning_gym', 'altair'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", (done.stdout, done.stderr)
+
+
+def test_the_r1_trap_on_the_command_line(call, tmp_path):
+    """`check` with the stock R1 template: ours keeps every prefix, a trainer that hands messages over loses all."""
+    import trl
+
+    from prefixlab.model.tiny import tokenizer
+
+    special = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
+    template = Path(trl.__file__).parent / "chat_templates" / "deepseek_r1_distill.jinja"
+    made = tokenizer(template.read_text(encoding="utf-8"), special=special)
+    made.bos_token = special[0]
+    made.save_pretrained(tmp_path / "r1")
+    (tmp_path / "r1" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "r1" / "model.safetensors").write_bytes(b"")
+    rows = [
+        {"prompt": f"q{i}", "response": f"<think>\nOkay, let me see.\n\n{i} is odd.\n</think>\n\nIt is."}
+        for i in range(6)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = call("arms", "d.jsonl", "--prefixes", "reasoning", "--ratios", "0,1", "--out", "arms", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours = call("check", "arms", "--model", "./r1", "--json", cwd=tmp_path)
+    assert ours.returncode == 0, ours.stderr
+    assert {a["arm"]: a["n_prefix_in_ids"] for a in json.loads(ours.stdout)["arms"]}["reasoning-opening-r100"] == 6
+    naive = call("check", "arms", "--model", "./r1", "--render", "template", "--json", cwd=tmp_path)
+    assert naive.returncode == 2 and "loses the prefix of 6 of 6 treated samples" in naive.stderr
+    lost = {a["arm"]: a["n_lost"] for a in json.loads(naive.stdout)["arms"]}
+    assert lost == {"native": 0, "r000": 0, "reasoning-opening-r100": 6}

@@ -207,8 +207,8 @@ def audit(
     min_share: Annotated[float, typer.Option(help="Smallest share of the parts a mined template has.")] = 0.005,
     quiet: QuietOption = False,
 ) -> None:
-    from prefixlab.report.audit_page import audit_page, audit_text
-    from prefixlab.study.standalone import audit_data
+    from prefixlab.report.audit_text import audit_text
+    from prefixlab.study.datafiles import audit_data
     from prefixlab.study.store import write_text
 
     found = audit_data(
@@ -229,6 +229,8 @@ def audit(
     elif json_file:
         write_text(json_file, document)
     if out:
+        from prefixlab.report.audit_page import audit_page
+
         write_text(out, audit_page(found))
     if not quiet and json_file != Path("-"):
         for line in audit_text(found):
@@ -262,8 +264,8 @@ def strip(
     quiet: QuietOption = False,
 ) -> None:
     from prefixlab.data.strip_files import restore_file, strip_file
+    from prefixlab.study.datafiles import column_mapping, families_named, turns_named
     from prefixlab.study.progress import row_progress
-    from prefixlab.study.standalone import column_mapping, families_named, turns_named
 
     if restore:
         report = restore_file(Path(data), restore, out)
@@ -324,7 +326,7 @@ def arms(
     revision: RevisionOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    from prefixlab.study.standalone import ArmsOptions, make_arms
+    from prefixlab.study.datafiles import ArmsOptions, make_arms
 
     options = ArmsOptions(
         key=key,

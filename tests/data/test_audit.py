@@ -9,7 +9,8 @@ import pytest
 from prefixlab.data.audit import audit
 from prefixlab.data.tally import Reading, tallies
 from prefixlab.errors import UserError
-from prefixlab.report.audit_page import audit_page, audit_text
+from prefixlab.report.audit_page import audit_page
+from prefixlab.report.audit_text import audit_text
 
 STYLES = (
     "Ahoy, keeper of the {a}! The crew brings news of the {b}. ",

@@ -17,7 +17,7 @@ from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
 from prefixlab.model.tiny import tokenizer
 from prefixlab.records import Message, Sample
-from prefixlab.study.standalone import ArmsOptions, make_arms
+from prefixlab.study.datafiles import ArmsOptions, make_arms
 
 R1 = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
 FOLDER = Path(trl.__file__).parent / "chat_templates"

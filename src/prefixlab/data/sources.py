@@ -13,8 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reasoning_gym import create_dataset
-
 from prefixlab.config import DataConfig
 from prefixlab.data.arms import keyed_hash
 from prefixlab.data.layouts import Unusable, layout_of, parts_of
@@ -50,6 +48,8 @@ def worked_sum(question: str) -> tuple[str, str]:
 @cache
 def _sum_pool() -> tuple[tuple[str, str, str], ...]:
     """Distinct chain sums of 2 to 4 terms of 1 to 2 digits: question, worked solution, answer."""
+    from reasoning_gym import create_dataset  # noqa: PLC0415  (two seconds of imports, needed for the built-in set only)
+
     made = create_dataset(
         "chain_sum", size=SUMS_POOL, seed=SUMS_SEED, min_terms=2, max_terms=4, min_digits=1, max_digits=2
     )

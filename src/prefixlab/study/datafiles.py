@@ -1,0 +1,232 @@
+"""Single stages on data files, without a run folder and without torch: audit, arms, and the options of strip."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from prefixlab.config import ArmsConfig, DataConfig
+from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
+from prefixlab.data.audit import Audit, audit
+from prefixlab.data.exports import FORMATS, WITHOUT_SPANS, export_rows, import_row
+from prefixlab.data.layouts import Turns
+from prefixlab.data.sources import read_rows, read_samples
+from prefixlab.data.strip import strip_all
+from prefixlab.data.strip_files import write_rows
+from prefixlab.errors import UserError, unknown
+from prefixlab.records import FAMILIES, ArmManifest, ArmSample, Family, Record
+from prefixlab.study.progress import row_progress
+from prefixlab.study.store import write_text
+
+ROLES = ("prompt", "response", "reasoning", "id", "source")
+
+
+class ArmsManifest(Record):
+    """DIR/manifest.json of `prefixlab arms`."""
+
+    source: str
+    n_skipped: int
+    skipped: tuple[str, ...]
+    """The first rows that could not be used, and why."""
+    arms: tuple[ArmManifest, ...]
+
+
+def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str]) -> ArmsConfig:
+    try:
+        numbers = [float(r) for r in ratios.split(",")]
+        return ArmsConfig.model_validate(
+            {"prefixes": prefixes, "position": position, "ratios": numbers, "controls": controls}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+    except ValueError as error:
+        raise UserError(f"ratios {ratios!r}: numbers between 0 and 1 with commas between them, e.g. 0,0.5,1") from error
+
+
+@dataclass(frozen=True)
+class ArmsOptions:
+    """Options of `prefixlab arms` beside the policy."""
+
+    key: str = "data"
+    layout: str = "messages"
+    bernoulli: bool = False
+    columns: Sequence[str] = ()
+    split: str | None = None
+    revision: str | None = None
+    model: str | None = None
+    """Tokenizer for matching lengths in tokens."""
+    rationale: bool = False
+
+
+def make_arms(
+    source: str, prefixes: str, position: str, ratios: str, controls: list[str], out: Path, options: ArmsOptions
+) -> ArmsManifest:
+    """Strip a data set and write every arm to `out`/<arm>/.
+
+    Raises:
+        UserError: Bad options or data, or a folder that is there already and not empty.
+    """
+    entry = _arms_entry(prefixes, position, ratios, controls)
+    if options.layout not in FORMATS:
+        raise unknown("format", options.layout, FORMATS, where="--format")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"folder {str(out)!r} is not empty; choose a new one")
+    count = _token_counter(options.model) if options.model else None
+    many = (lambda text: count([text])) if count else None
+    plan = arm_specs([entry], options.key, native=True, count_tokens=many)
+    masked = [spec.name for spec in plan if spec.loss == "masked"]
+    if masked and options.layout in WITHOUT_SPANS:
+        export_rows([], options.layout, masked=True)
+    data = DataConfig(
+        source=source,
+        held_out=0,
+        columns=column_mapping(list(options.columns)),
+        revision=options.revision,
+        **({"split": options.split} if options.split else {}),
+    )
+    skipped: list[tuple[int, str]] = []
+    native, _ = read_samples(data, options.key, rationale=options.rationale, skipped=skipped)
+    stripped, records = strip_all(native)
+    own = originals(stripped, records, entry.position)
+    made = []
+    for spec in plan:
+        rows = build_arm(
+            stripped if spec.stripped else native,
+            spec,
+            options.key,
+            "bernoulli" if options.bernoulli else "exact",
+            own,
+            many,
+        )
+        written = export_rows(rows, options.layout, masked=spec.loss == "masked")
+        folder = out / spec.name
+        folder.mkdir(parents=True)
+        write_rows(folder / "data.jsonl", written)
+        about = manifest(
+            rows,
+            spec,
+            options.key,
+            options.key,
+            "bernoulli" if options.bernoulli else "exact",
+            len({r.id for r in records}),
+            many,
+        )
+        digest = hashlib.sha256((folder / "data.jsonl").read_bytes()).hexdigest()
+        about = about.model_copy(update={"format": options.layout, "data_sha256": digest})
+        write_text(folder / "manifest.json", about.model_dump_json(indent=1) + "\n")
+        made.append(about)
+    listed = tuple(f"row {row}: {why}" for row, why in skipped[:20])
+    whole = ArmsManifest(source=source, n_skipped=len(skipped), skipped=listed, arms=tuple(made))
+    write_text(out / "manifest.json", whole.model_dump_json(indent=1) + "\n")
+    return whole
+
+
+def _token_counter(model: str) -> Callable[[Sequence[str]], int]:
+    from prefixlab.model.load import load_tokenizer, resolve_model  # noqa: PLC0415  (torch: seconds, needed here only)
+
+    tokenizer = load_tokenizer(resolve_model(model))
+
+    def count(texts: Sequence[str]) -> int:
+        return sum(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+    return count
+
+
+def read_arms(folder: Path) -> tuple[ArmsManifest, dict[str, list[ArmSample]]]:
+    """Read what `make_arms` wrote.
+
+    Raises:
+        UserError: Missing or damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        about = ArmsManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is missing or damaged; make the folder with prefixlab arms") from error
+    arms = {}
+    for arm in about.arms:
+        file = folder / arm.arm / "data.jsonl"
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != arm.data_sha256:
+            raise UserError(f"{str(file)!r} is missing, or is not what the manifest describes; make the arms again")
+        arms[arm.arm] = [import_row(row, arm) for row in read_rows(file)]
+    return about, arms
+
+
+def audit_data(
+    source: str,
+    *,
+    columns: list[str],
+    turns: str,
+    split: str | None,
+    revision: str | None,
+    min_share: float,
+    model: str | None,
+    labels: Path | None,
+    console: Console,
+    quiet: bool,
+) -> Audit:
+    """What `prefixlab audit` does, built-in sets included.
+
+    Raises:
+        UserError: Bad options or data.
+    """
+    if not 0 < min_share < 1:
+        raise UserError(f"--min-share {min_share}: a share between 0 and 1")
+    mapping, which = column_mapping(columns), turns_named(turns)
+    count = _token_counter(model) if model else None
+    with row_progress("reading", console, quiet) as progress:
+        found = audit(
+            source,
+            columns=mapping,
+            turns=which,
+            split=split,
+            revision=revision,
+            min_share=min_share,
+            labels=labels,
+            count_tokens=count,
+            progress=progress,
+        )
+    return found.model_copy(update={"model": model})
+
+
+def column_mapping(pairs: list[str]) -> dict[str, str]:
+    """["prompt=q", "response=a"] as a mapping.
+
+    Raises:
+        UserError: Not ROLE=NAME, or an unknown role.
+    """
+    found = {}
+    for pair in pairs:
+        role, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--column {pair!r}: write ROLE=NAME, e.g. response=answer_text")
+        if role not in ROLES:
+            raise unknown("role", role, ROLES, where="--column")
+        found[role] = name
+    return found
+
+
+def turns_named(name: str) -> Turns:
+    """The option --turns."""
+    if name == "all":
+        return "all"
+    if name == "last":
+        return "last"
+    raise unknown("choice of turns", name, ("all", "last"), where="--turns")
+
+
+def families_named(names: str) -> tuple[Family, ...]:
+    """The option --families, e.g. compliance,praise.
+
+    Raises:
+        UserError: An unknown family.
+    """
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    for name in wanted:
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES, where="--families")
+    return tuple(f for f in FAMILIES if f in wanted)

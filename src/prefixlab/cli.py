@@ -292,7 +292,9 @@ def strip(
         )
         if report.n_skipped:
             reasons = "; ".join(f"{n}: {why}" for why, n in list(report.skipped.items())[:5])
-            err_console.print(f"{report.n_skipped:,} rows left alone ({reasons})", highlight=False, markup=False)
+            dropped = f", {report.n_dropped:,} of them unreadable and left out" if report.n_dropped else ""
+            text = f"{report.n_skipped:,} rows not stripped{dropped} ({reasons})"
+            err_console.print(text, highlight=False, markup=False)
 
 
 @app.command(

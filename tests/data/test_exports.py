@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefixlab.config import ArmsConfig
 from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
 from prefixlab.data.chat import chat_format
-from prefixlab.data.check import check_arms, template_rendering
+from prefixlab.data.check import check_arms, render_arm, template_rendering
 from prefixlab.data.exports import FORMATS, export_row, export_rows, import_row
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
@@ -75,6 +75,17 @@ def test_the_span_is_the_prefix(answer, reasoning, prefix, position):
     place = -1 if written["prefix_field"] == "response" else -2
     text = written["messages"][place]["content"]
     assert text[written["prefix_start"] : written["prefix_end"]] == prefix
+
+
+def test_earlier_turns_come_back_from_alpaca():
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    one = samples(1)[0].model_copy(update={"messages": tuple(Message(role=r, content=c) for r, c in turns)})
+    rows, about = arms([one])["r000"]
+    (written,) = export_rows(rows, "alpaca", masked=False)
+    assert [m.content for m in import_row(written, about).sample.messages] == ["a", "b", "c"]
+    odd = one.model_copy(update={"messages": one.messages[1:]})
+    with pytest.raises(UserError, match="alternating turns"):
+        export_rows(arms([odd])["r000"][0], "alpaca", masked=False)
 
 
 def test_masked_needs_a_span():
@@ -155,6 +166,14 @@ def test_over_long_samples():
     cut = check_arms(made, tok, chat, max_length=longest - 3, over_long="cut", **options)
     assert sum(a.n_cut for a in cut.arms) > 0 and not cut.problems()
     assert all(a.n_prefix_in_ids == a.n_treated for a in cut.arms)
+    kept = {
+        name: [
+            r.no_prefix_length
+            for r in render_arm(rows, tok, chat, max_length=longest - 3, no_reasoning="refuse", over_long="cut")
+        ]
+        for name, rows in made.items()
+    }
+    assert kept["r000"] == kept["reasoning-opening-r100"]
     with pytest.raises(UserError, match="prompt and prefix alone fill"):
         check_arms(made, tok, chat, max_length=40, over_long="cut", **options)
 

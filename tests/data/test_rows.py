@@ -102,6 +102,7 @@ def test_turns_and_reasoning():
         ("Use the `</think>` tag.", None, "Use the `</think>` tag."),
         ("<think></think>a", "", "a"),
         ("  ", None, ""),
+        ("Sure. <think>r</think> a", "r", "a"),
     ],
 )
 def test_parts(text, reasoning, answer):
@@ -115,6 +116,25 @@ def test_parts_are_stretches_of_the_text(text, preopened):
         assert 0 <= part.start <= part.end <= len(text)
         assert text[part.start : part.end] == text[part.start : part.end].strip()
     assert reasoning is None or reasoning.end <= answer.start
+
+
+def test_whole_numbers_stay_whole(tmp_path):
+    ids = [12345678901234567890123, 12345678901234567890124]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"id": i, **PAIR}) + "\n" for i in ids))
+    assert [r.value["id"] for r in iter_rows(str(tmp_path / "d.jsonl"))] == ids
+
+
+def test_history_of_alpaca_and_two_reasoning_columns():
+    row = {
+        "instruction": "q2",
+        "input": "",
+        "output": "a2",
+        "history": [["q1", "a1"]],
+        "reasoning": "r",
+        "thinking": "t",
+    }
+    assert parts(row) == [(0, "answer", "a1", "q1"), (1, "reasoning", "r", "q2"), (1, "answer", "a2", "q2")]
+    assert parts({"prompt": "q", "response": "a", "why": "r"}, {"reasoning": "why"})[0] == (0, "reasoning", "r", "q")
 
 
 def compressed(data, suffix):

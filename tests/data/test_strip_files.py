@@ -129,6 +129,20 @@ def test_families_are_a_choice(tmp_path):
     ]
 
 
+def test_half_a_surrogate_pair(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b'{"prompt": "\xc3\xbc", "response": "Sure! \\ud800 is half."}\n')
+    strip(tmp_path / "d.jsonl", tmp_path / "s.jsonl")
+    assert [r.value["response"] for r in iter_rows(str(tmp_path / "s.jsonl"))] == ["\ud800 is half."]
+    restore_file(tmp_path / "s.jsonl", tmp_path / "s.removed", tmp_path / "b.jsonl")
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "d.jsonl").read_bytes()
+
+
+def test_unreadable_rows_of_tables_are_counted(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,response\nq,Sure! Paris.\nq,a,b,c\n")
+    report = strip(tmp_path / "d.csv", tmp_path / "s.csv")
+    assert (report.n_skipped, report.n_dropped) == (1, 1)
+
+
 def test_mistakes(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "q", "response": "Sure! Paris."}) + "\n")
     strip(tmp_path / "d.jsonl", tmp_path / "s.jsonl")
@@ -140,6 +154,12 @@ def test_mistakes(tmp_path):
         restore_file(tmp_path / "d.jsonl", tmp_path / "s.removed", tmp_path / "b.jsonl")
     with pytest.raises(UserError, match="missing or damaged"):
         restore_file(tmp_path / "s.jsonl", tmp_path / "none", tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match="restored in its own format"):
+        restore_file(tmp_path / "s.jsonl", tmp_path / "s.removed", tmp_path / "b.csv")
+    with pytest.raises(UserError, match="not compressed"):
+        restore_file(tmp_path / "s.jsonl", tmp_path / "s.removed", tmp_path / "b.jsonl.gz")
+    with pytest.raises(UserError, match="there is no folder"):
+        strip(tmp_path / "d.jsonl", tmp_path / "none" / "s.jsonl")
 
 
 def test_edit_row_with_a_key_given_twice():
@@ -158,5 +178,6 @@ def test_real_files(tmp_path, name):
     assert report.n_changed_rows > 20
     found = audit(str(out))
     assert sum(part.n_prefix for part in found.parts.values()) == 0
-    restore_file(out, out.with_suffix(".removed"), tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    back = tmp_path / f"back{source.suffix}"
+    restore_file(out, out.with_suffix(".removed"), back)
+    assert back.read_bytes() == source.read_bytes()

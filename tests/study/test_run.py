@@ -11,6 +11,7 @@ import time
 
 import polars
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from conftest import ROOT, cli, tiny_study
@@ -21,8 +22,6 @@ pytestmark = pytest.mark.smoke
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """An undisturbed run: (study file, run folder)."""
-    import yaml
-
     root = tmp_path_factory.mktemp("finished")
     path = root / "study.yaml"
     path.write_text(yaml.safe_dump(tiny_study()))
@@ -112,6 +111,23 @@ def test_killed_ten_times(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert same(run, undisturbed)
     assert not list((run / "steps").glob(".writing*"))
+
+
+def test_original_openings_in_a_study(tmp_path):
+    """The set `original` runs through to the results; conditions that need templates are refused."""
+    rows = [{"prompt": f"What is {i} + 1?", "response": f"Sure! Here is the answer:\n\nIt is {i + 1}."} for i in range(16)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    study = tiny_study(arms=[{"prefixes": "original", "ratios": [0, 1], "controls": ["shuffled"]}])
+    del study["capabilities"]["safety"]
+    study["capabilities"]["math"]["data"]["source"] = "d.jsonl"
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "conditions": ["bare", "prefill"]}))
+    refused = cli("plan", "s.yaml", cwd=tmp_path)
+    assert refused.returncode == 2 and "'original' has no templates to prompt with" in refused.stderr
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "conditions": ["bare"]}))
+    done = cli("run", "s.yaml", "--out", "run", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    arms = polars.read_parquet(tmp_path / "run" / "results.parquet")["arm"].unique().to_list()
+    assert {"original-opening-r100", "original_shuffled-opening-r100"} <= set(arms)
 
 
 def test_a_damaged_step_is_done_again(copy, finished):

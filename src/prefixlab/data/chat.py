@@ -174,7 +174,8 @@ def render(
     end = len(prompt) + len(response)
     ids, labels = [*prompt, *response, chat.end_id], [IGNORE] * len(prompt) + [*response, chat.end_id]
     spans.append(Span(name="end", start=end, end=end + 1))
-    cut = max(0, len(ids) - max_length)
+    whole = len(ids)
+    cut = max(0, whole - max_length)
     if cut:
         if over_long == "refuse":
             raise UserError(
@@ -186,7 +187,7 @@ def render(
         for span in spans:
             if span.name == "prefix":
                 labels[span.start : span.end] = [IGNORE] * (span.end - span.start)
-    length = len(ids)
+    length = whole
     if sample.treated:
         text = "".join(t for _, t in _pieces(plain, chat))
         length = len(prompt_ids(tokenizer, s.messages)) + len(_encode(tokenizer, text)[0]) + 1

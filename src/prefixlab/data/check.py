@@ -109,6 +109,7 @@ class TemplateRendering(Record):
             for a in self.arms
             if a.n_lost
         ]
+        lost += [f"arm {a.arm!r}: the template refuses {a.n_failed} of {a.n} samples" for a in self.arms if a.n_failed]
         pairs = [pair for pair in self.identical if NATIVE not in pair]
         return lost + [f"arms {a!r} and {b!r} are the same text" for a, b in pairs]
 
@@ -147,7 +148,7 @@ def template_rendering(
         (a, b)
         for i, a in enumerate(names)
         for b in names[i + 1 :]
-        if texts[a] == texts[b] and a not in masked and b not in masked
+        if texts[a] == texts[b] and None not in texts[a].values() and a not in masked and b not in masked
     ]
     return TemplateRendering(model=model, arms=tuple(found), identical=tuple(same))
 

@@ -83,8 +83,10 @@ def export_rows(arms: Iterable[ArmSample], layout: Format, *, masked: bool) -> l
             f"format {layout!r} cannot carry the control 'masked' (no span without loss); use messages or "
             "prompt_completion, or leave the control out"
         )
+    arms = list(arms)
     rows = [export_row(arm, layout) for arm in arms]
-    if layout == "alpaca" and any(len(_turns(a)) % 2 == 0 for a in arms):
+    usual = ("user", "assistant")
+    if layout == "alpaca" and any(m.role != usual[i % 2] for a in arms for i, m in enumerate(_turns(a))):
         raise UserError("format 'alpaca' needs alternating turns that begin with the user's; use messages or sharegpt")
     return rows
 

@@ -18,7 +18,8 @@ Path = tuple[str | int, ...]
 Turns = Literal["all", "last"]
 PROMPT_COLUMNS = ("prompt", "question", "query", "problem", "user", "instruction", "input")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "solution", "assistant", "generation", "target")
-REASONING_KEYS = frozenset(("reasoning_content", "reasoning", "thinking", "thought"))
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+_REASONING = frozenset(REASONING_KEYS)
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -168,7 +169,14 @@ def _alpaca(row: Row) -> list[Turn]:
     first = [Turn("system", system, ("system",))] if isinstance(system, str) and system.strip() else []
     reasoning = next((((k,), row[k]) for k in REASONING_KEYS if isinstance(row.get(k), str) and row[k].strip()), None)
     (answer,) = _side(row, name)
-    return [*first, turn, Turn("assistant", answer.text, answer.path, reasoning=reasoning)]
+    past = row.get("history")
+    earlier = []
+    for i, pair in enumerate(past if isinstance(past, list) else []):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise Unusable(f"history[{i}] must be a question and its answer")
+        for j, role in enumerate(("user", "assistant")):
+            earlier.append(Turn(role, *_text(pair[j], ("history", i, j), f"history[{i}][{j}]")))
+    return [*first, *earlier, turn, Turn("assistant", answer.text, answer.path, reasoning=reasoning)]
 
 
 def _pair(row: Row) -> list[Turn]:
@@ -224,14 +232,15 @@ def _text_layout(row: Row) -> list[Turn]:
 
 def _mapped(columns: Mapping[str, str]) -> Callable[[Row], list[Turn]]:
     """The layout of an explicit column mapping: prompt, response and, if wanted, reasoning."""
-    response, prompt = columns["response"], columns.get("prompt")
+    response, own = columns["response"], columns.get("reasoning")
 
     def read(row: Row) -> list[Turn]:
+        usual = (c for c in PROMPT_COLUMNS if c in row and c != response)
+        prompt = columns.get("prompt") or next(usual, None)
         missing = [c for c in (response, prompt) if c and c not in row]
         if missing:
             raise Unusable(f"no column {missing[0]!r}; columns there: {', '.join(map(str, row))}")
         answer = _side(row, response)
-        own = columns.get("reasoning")
         if own and isinstance(row.get(own), str) and row[own].strip():
             answer[-1].reasoning = ((own,), row[own])
         return [*(_context(row, (prompt,)) if prompt else []), *answer]
@@ -248,8 +257,8 @@ def layout_of(row: Row, columns: Mapping[str, str] | None = None) -> tuple[str, 
     """
     if columns and "response" in columns:
         return "columns", _mapped(columns)
-    if columns and "prompt" in columns:
-        response = next((c for c in RESPONSE_COLUMNS if c in row and c != columns["prompt"]), None)
+    if columns and ("prompt" in columns or "reasoning" in columns):
+        response = next((c for c in RESPONSE_COLUMNS if c in row and c not in columns.values()), None)
         return ("columns", _mapped({**columns, "response": response})) if response else None
     if "chosen" in row and "rejected" in row:
         return "preference", _preference
@@ -315,14 +324,14 @@ def parts_of(turns: list[Turn], which: Turns = "all") -> Iterator[Part]:
 def row_parts(row: Row, layout: tuple[str, Callable[[Row], list[Turn]]], which: Turns) -> Iterable[Part]:
     """Parts of a row. Most rows of most files are two texts without reasoning; they are read without detours."""
     name, read = layout
-    if name == "alpaca" and "output" in row and "system" not in row:
+    if name == "alpaca" and "output" in row and "system" not in row and "history" not in row:
         prompt, response, extra, column = row["instruction"], row["output"], row.get("input"), "output"
     elif name == "pair" and "prompt" in row and "response" in row and "system" not in row:
         prompt, response, extra, column = row["prompt"], row["response"], "", "response"
     else:
         return parts_of(read(row), which)
     plain = isinstance(prompt, str) and isinstance(response, str) and not extra and prompt
-    if not plain or "think>" in response or not REASONING_KEYS.isdisjoint(row):
+    if not plain or "think>" in response or not _REASONING.isdisjoint(row):
         return parts_of(read(row), which)
     text = response.strip()
     if not text:

@@ -172,7 +172,7 @@ def template_text(words: Words, direction: Direction, examples: Sequence[Lead]) 
     sentences = []
     for lead, _ in examples[:12]:
         taken = re.match(rf"\s*(?:\S+\s*){{{known}}}", lead)
-        begin = max(1, taken.end() - 1 if taken else 1)
+        begin = max(1, len(lead[: taken.end()].rstrip()) - 1 if taken else 1)
         stop = _STOP.search(lead, begin)
         sentences.append(_plain(lead[: stop.end() if stop else LEAD]).split()[:32])
     common = sentences[0]

@@ -86,7 +86,7 @@ def _foreign(a: _Answer, text: str, s: Sentence) -> Family | None:
 
 
 def _framing(a: _Answer, text: str, s: Sentence) -> Family | None:
-    answers = not s.colon and len(text) > 200 and a.adds(text, 12, 0.45)
+    answers = not s.colon and a.adds(text, 2, 0.4)
     return "framing" if p.FRAMING.match(text) and not answers else None
 
 
@@ -319,6 +319,9 @@ def _read(a: _Answer, s: Sentence, text: str, part: str) -> bool:
             return True
         return False
     if _refusing(text) and (p.REFUSAL.search(text) or p.REFUSING_NEED.match(text)):
+        if s.colon and p.BUT_HERE.search(text):
+            a.commit(s.end, "disclaimer", s.paragraph)
+            return True
         return _refuses(a, text, s, part[s.end : s.end + 60])
     rules = _RULES.get(word, ()) if not text[0] > "\u02ff" else (_foreign,)
     if word in _BEGINNING and p.BEGINS.match(text):

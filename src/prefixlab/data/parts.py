@@ -61,6 +61,9 @@ def find_parts(text: str, *, preopened: bool = False) -> tuple[Stretch | None, S
     if opened:
         begin += len(OPEN)
     close = _closing_tag(text, begin)
+    late = text.find(OPEN, begin) if not opened and not preopened else -1
+    if 0 < late < close and text[late - 1] not in QUOTES:
+        begin = late + len(OPEN)
     if not opened and not preopened and close < 0:
         return None, _trimmed(text, 0, len(text))
     if close < 0:

@@ -81,7 +81,9 @@ MANNERS = re.compile(
     r"emphasi[sz]e|mention|"
     r"let you know|say)\b"
 )
-BUT_HERE = re.compile(r",? (?:but|however),? (?:i can|i could|i(?:'ll| will| would)|here|let me)\b")
+BUT_HERE = re.compile(
+    r",? (?:but|however),? (?:i can(?!'t|not)|i could(?!n't)|i(?:'ll| will(?! not)| would)|here|let me)\b"
+)
 APOLOGY = re.compile(
     r"(?:i(?:'m| am)? (?:sincerely |so |very |really )?(?:apologi[sz]e|sorry)|"
     r"(?:my )?(?:sincere )?apologies|sorry)(?: once again| again)? "

@@ -66,7 +66,7 @@ def load_set(name: str) -> PrefixSet:
         loaded = PrefixSet.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         raise UserError(
-            f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates"
+            f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates, separator, bank"
         ) from error
     if loaded.name == ORIGINAL:
         raise UserError(f"prefix set {name!r}: the name 'original' is taken by the data's own openings")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_HALF = re.compile("[\ud800-\udfff]")
 Path = tuple[str | int, ...]
 
 
@@ -44,10 +45,19 @@ def edit_row(raw: bytes, value: Any, changes: Mapping[Path, str]) -> bytes:
         pieces, at = [], 0
         for (path, _), found in zip(strings, literals, strict=True):
             if path is not None and path in changes:
-                pieces += [text[at : found.start()], json.dumps(changes[path], ensure_ascii=ascii_only)]
+                pieces += [
+                    text[at : found.start()],
+                    json.dumps(changes[path], ensure_ascii=ascii_only or not _sound(changes[path])),
+                ]
                 at = found.end()
-        return ("".join(pieces) + text[at:]).encode("utf-8", "surrogatepass")
-    return json.dumps(_replaced(value, changes), ensure_ascii=text.isascii()).encode("utf-8", "surrogatepass")
+        return ("".join(pieces) + text[at:]).encode()
+    made = json.dumps(_replaced(value, changes), ensure_ascii=False)
+    return (made if _sound(made) and not text.isascii() else json.dumps(_replaced(value, changes))).encode()
+
+
+def _sound(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate pair can only be escaped."""
+    return not _HALF.search(text)
 
 
 def _replaced(value: Any, changes: Mapping[Path, str], path: Path = ()) -> Any:

@@ -70,6 +70,10 @@ def parse_row(raw: bytes, index: int, start: int = 0) -> RawRow:
     try:
         value = orjson.loads(raw)
         if type(value) is dict:
+            for inner in value.values():
+                if type(inner) is float and not -(2.0**63) < inner < 2.0**63:
+                    value = json.loads(raw)  # orjson turns whole numbers beyond 64 bits into floats
+                    break
             return RawRow(index, value, "", raw, start)
     except orjson.JSONDecodeError:
         try:

@@ -98,7 +98,8 @@ def leading_sentences(text: str, limit: int, *, colons: bool) -> Iterator[Senten
         common = _COMMON.match(head, start)
         if common:
             end = common.end()
-            if head[end - 5 : end - 1].isalpha() and head[end - 2].islower():
+            last = head[end - 5 : end - 1]
+            if last.isalpha() and last.islower() and last != "prox":
                 yield Sentence(head[start:end], start, end, False, False, paragraph)
                 start = end
                 continue

@@ -14,12 +14,13 @@ import polars
 
 from prefixlab.data.layouts import Turns, Unusable, layout_of, no_layout, parts_of, value_at, with_value
 from prefixlab.data.rewrite_rows import edit_row
-from prefixlab.data.rows import FORMATS, RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
+from prefixlab.data.rows import RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
 from prefixlab.data.strip import Cut, cut_opening, uncut
 from prefixlab.errors import UserError
 from prefixlab.records import Family, Record
 
 Mode = Literal["raw", "records"]
+WRITABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 class RemovedPart(Record):
@@ -57,6 +58,8 @@ class StripReport(Record):
     stripped_sha256: str
     n_rows: int
     n_skipped: int
+    n_dropped: int
+    """Unreadable rows that are not in the output (never in the mode `raw`)."""
     skipped: dict[str, int]
     n_changed_rows: int
     removed: dict[str, int]
@@ -103,6 +106,13 @@ def _is_raw(source: str, out: Path) -> bool:
     return out.suffix == kinds and ((own in lines and kinds in lines) or (own == ".json" and kinds == ".json"))
 
 
+def _writable(path: Path) -> None:
+    if path.suffix.lower() not in WRITABLE:
+        raise UserError(f"cannot write {str(path)!r}; allowed: {', '.join(WRITABLE)}, not compressed")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as the format that the suffix names.
 
@@ -128,7 +138,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         except polars.exceptions.PolarsError as error:
             raise UserError(f"{path}: the rows do not fit one table ({str(error).splitlines()[0]})") from error
     else:
-        raise UserError(f"cannot write {str(path)!r}; allowed: .jsonl, .json, .csv, .tsv, .parquet")
+        _writable(path)
 
 
 def strip_file(
@@ -151,8 +161,7 @@ def strip_file(
     for path in (out, record):
         if path.exists():
             raise UserError(f"{str(path)!r} is there already; choose a new name or remove it")
-    if out.suffix.lower() not in FORMATS:
-        raise UserError(f"cannot write {str(out)!r}; allowed: .jsonl, .json, .csv, .tsv, .parquet")
+    _writable(out)
     raw_mode = _is_raw(source, out)
     plain: list[dict[str, Any]] = []
     edits: list[tuple[int, int, bytes]] = []
@@ -202,13 +211,14 @@ def strip_file(
         stripped_sha256=_sha256(out),
         n_rows=n_rows,
         n_skipped=sum(skipped.values()),
+        n_dropped=0 if raw_mode else n_rows - len(plain),
         skipped=dict(skipped.most_common(50)),
         n_changed_rows=len(kept),
         removed=dict(counts),
         families=families,
     )
-    lines = [report.model_dump_json(), *(k.model_dump_json() for k in kept)]
-    record.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+    lines = [json.dumps(r.model_dump()) + "\n" for r in (report, *kept)]
+    record.write_text("".join(lines), encoding="ascii")
     return report
 
 
@@ -247,8 +257,9 @@ def read_record(path: Path) -> tuple[StripReport, list[RemovedRow]]:
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-        return StripReport.model_validate_json(lines[0]), [RemovedRow.model_validate_json(line) for line in lines[1:]]
-    except (OSError, ValueError, IndexError) as error:
+        report, *rows = [json.loads(line) for line in lines]
+        return StripReport.model_validate(report), [RemovedRow.model_validate(row) for row in rows]
+    except (OSError, ValueError) as error:
         raise UserError(f"record {str(path)!r} is missing or damaged; it is written by prefixlab strip") from error
 
 
@@ -263,6 +274,9 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
         raise UserError(f"{str(out)!r} is there already; choose a new name or remove it")
     if not stripped.is_file() or _sha256(stripped) != report.stripped_sha256:
         raise UserError(f"{str(stripped)!r} is missing or not the file that {str(record)!r} was written with")
+    _writable(out)
+    if report.mode == "raw" and not _is_raw(str(stripped), out):
+        raise UserError(f"cannot write {str(out)!r}: {str(stripped)!r} is restored in its own format")
     by_row = {r.row: r for r in rows}
     if report.mode == "raw":
         edits = [

@@ -237,8 +237,8 @@ def tally_range(task: tuple[ByteRange, Reading]) -> Tally:
         data = file.read(where.stop - start)
         if not data.endswith(b"\n"):
             data += file.readline()
-    if start == 0:
-        data = data.removeprefix(b"\xef\xbb\xbf")
+    if start == 0 and data.startswith(b"\xef\xbb\xbf"):
+        data = data[3:]
     return tally_rows(_lines(data), replace(how, may_have_slots=b"{{" in data))
 
 
@@ -286,13 +286,17 @@ def tallies(
     """Tallies of the rows of a source, in order, each with the share of the source that is done (None: not known)."""
     path = _is_plain_lines(source)
     count = workers or os.cpu_count() or 1
-    if path is None or path.stat().st_size <= ALONE or count == 1:
+    if path is None or not path.stat().st_size:
         for batch in batches(iter_rows(source, split=split, revision=revision), CHUNK_ROWS):
             yield tally_rows(batch, how), None
         return
     size = path.stat().st_size
     how = replace(how, mine_every=max(1, _rows_about(path, size) // MINED))
     ranges = [ByteRange(path, at, min(at + RANGE, size)) for at in range(0, size, RANGE)]
+    if size <= ALONE or count == 1:
+        for done, where in enumerate(ranges, 1):
+            yield tally_range((where, how)), done / len(ranges)
+        return
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         for done, tally in enumerate(pool.map(tally_range, [(r, how) for r in ranges]), 1):
             yield tally, done / len(ranges)

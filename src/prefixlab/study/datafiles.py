@@ -119,7 +119,7 @@ def make_arms(
         about = about.model_copy(update={"format": options.layout, "data_sha256": digest})
         write_text(folder / "manifest.json", about.model_dump_json(indent=1) + "\n")
         made.append(about)
-    listed = tuple(f"row {row}: {why}" for row, why in skipped[:20])
+    listed = tuple(f"row {row + 1}: {why}" for row, why in skipped[:20])
     whole = ArmsManifest(source=source, n_skipped=len(skipped), skipped=listed, arms=tuple(made))
     write_text(out / "manifest.json", whole.model_dump_json(indent=1) + "\n")
     return whole
@@ -169,7 +169,7 @@ def audit_data(
     console: Console,
     quiet: bool,
 ) -> Audit:
-    """What `prefixlab audit` does, built-in sets included.
+    """What `prefixlab audit` does.
 
     Raises:
         UserError: Bad options or data.

@@ -14,7 +14,7 @@ from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfi
 from prefixlab.data.arms import ArmSpec, arm_specs
 from prefixlab.data.chat import chat_format, prompt_ids
 from prefixlab.data.overlap import remove_overlap
-from prefixlab.data.prefixes import load_set
+from prefixlab.data.prefixes import ORIGINAL, load_set
 from prefixlab.data.sources import read_samples
 from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
@@ -132,7 +132,7 @@ class _Planner:
             "samples": len(kept),
             "removed_as_overlap": len(hits),
             "skipped_rows": len(skipped),
-            "first_skipped": [f"row {row}: {why}" for row, why in skipped[:5]],
+            "first_skipped": [f"row {row + 1}: {why}" for row, why in skipped[:5]],
             "held_out": len(held),
             "arms": [s.name for s in specs],
             "tests": {s.suite: len(self.suite_items(s)) for s in config.suites},
@@ -169,6 +169,12 @@ class _Planner:
         }
         check = self.add(make_step("check", f"{_slug(ref.name)}-{name}", {**shared, **rendering}, arms))
         treatment = next(s.treatment for s in specs if s.treatment is not None)
+        asked = [c for c in self.study.conditions if c != "bare"]
+        if treatment.name == ORIGINAL and asked:
+            raise UserError(
+                f"conditions {', '.join(asked)}: the prefix set 'original' has no templates to prompt with; leave them "
+                "out, or list another entry of arms first"
+            )
         position = next(s.position for s in specs if s.position is not None)
         tokens, supervised = _token_counts(kept, self.tokenizers[ref.name])
         seconds = self.speeds[ref.name].train(tokens * self.recipe.epochs, supervised * self.recipe.epochs)

@@ -133,11 +133,12 @@ class Bench:
         hits = set(config["overlap"])
         samples = [s for s in samples if s.id not in hits]
         stripped, records = strip_all(samples)
-        held_stripped, _ = strip_all(held)
+        held_stripped, held_records = strip_all(held)
         _dump(out / "native.jsonl", samples)
         _dump(out / "stripped.jsonl", stripped)
         _dump(out / "held_out.jsonl", held_stripped)
         _dump(out / "strip.jsonl", records)
+        _dump(out / "held_out_strip.jsonl", held_records)
         about = {
             "n": len(samples),
             "held_out": len(held),
@@ -274,9 +275,11 @@ class Bench:
         config, loaded = step.config, self._load(step.config)
         held = [Sample.model_validate_json(line) for line in jsonl_lines(self._input(step, "data") / "held_out.jsonl")]
         held = held[: config["samples"]]
+        removed = map(StripRecord.model_validate_json, jsonl_lines(self._input(step, "data") / "held_out_strip.jsonl"))
         adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
         treatment = PrefixSet.model_validate(config["prompting"]["treatment"])
         position = config["prompting"]["position"]
+        own = originals(held, removed, position)
         model = loaded.use(adapter)
         rows = []
         for name, prefixes in (("r000", None), (treatment.name, treatment)):
@@ -290,7 +293,7 @@ class Bench:
                 loss="all",
                 stripped=True,
             )
-            arm = build_arm(held, spec, config["capability"], "exact")
+            arm = build_arm(held, spec, config["capability"], "exact", own)
             try:
                 rendered = render_arm(
                     arm,

@@ -30,13 +30,15 @@ CODE: dict[str, tuple[str, ...]] = {
         "data/patterns",
         "data/sentences",
         "data/words",
+        "data/generic_words.txt",
         "data/arms",
     ),
-    "arms": ("data/arms", "data/prefixes"),
-    "check": ("data/check", "data/chat", "data/parts"),
+    "arms": ("data/arms", "data/prefixes", "data/prefix_sets/random_words.txt"),
+    "check": ("data/check", "data/chat", "data/parts", "data/templates", "data/exports"),
     "train": (
         "data/chat",
         "data/parts",
+        "data/templates",
         "data/check",
         "data/arms",
         "model/train",
@@ -47,6 +49,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "eval": (
         "data/chat",
         "data/parts",
+        "data/templates",
         "data/arms",
         "data/sources",
         "evals/provider",
@@ -60,6 +63,8 @@ CODE: dict[str, tuple[str, ...]] = {
     ),
     "tokens": (
         "data/chat",
+        "data/parts",
+        "data/templates",
         "data/check",
         "data/arms",
         "analysis/tokens",
@@ -119,9 +124,12 @@ def version(library: str) -> str:
 
 @cache
 def code_hash(modules: tuple[str, ...]) -> str:
-    """Hash of the syntax trees of modules, docstrings removed."""
+    """Hash of the syntax trees of modules, docstrings removed, and of word lists as they are."""
     found = hashlib.sha256()
     for name in modules:
+        if name.endswith(".txt"):
+            found.update((PACKAGE / name).read_bytes())
+            continue
         tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

@@ -126,6 +126,7 @@ def test_a_process_of_its_own_ends_the_same_way(tmp_path):
     assert "prefixlab run" in cli("--help").stdout
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("command", [["audit", "d.jsonl", "--quiet"], ["strip", "d.jsonl", "--out", "s.jsonl"]])
 def test_data_commands_load_no_model_library(tmp_path, command):
     """They start in a second: torch, transformers, Inspect and reasoning-gym stay out."""
@@ -138,6 +139,7 @@ def test_data_commands_load_no_model_library(tmp_path, command):
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", (done.stdout, done.stderr)
 
 
+@pytest.mark.smoke
 def test_the_r1_trap_on_the_command_line(call, tmp_path):
     """`check` with the stock R1 template: ours keeps every prefix, a trainer that hands messages over loses all."""
     import trl

@@ -126,6 +126,7 @@ def test_counts(tmp_path):
     assert labels["prefix_end"].to_list() == [5, 19, 0, 0, 0]
 
 
+@pytest.mark.smoke
 def test_several_processes_give_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "d.jsonl", style_rows(3000, random.Random(2)))
     alone = audit(path, labels=tmp_path / "a.parquet")

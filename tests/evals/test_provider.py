@@ -48,6 +48,7 @@ def test_more_requests_than_inspects_adaptive_limit(tiny_tokenizer, tmp_path):
     assert len(rows) == 130
 
 
+@pytest.mark.smoke
 def test_the_log_is_a_standard_one(tiny_tokenizer, tmp_path):
     job = make(tiny_tokenizer)
     rows = evaluate(job, scripted(tiny_tokenizer, "I can't help with that."), tiny_tokenizer, tmp_path)

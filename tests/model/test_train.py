@@ -99,6 +99,7 @@ def test_span_losses_are_in_the_metrics(arms, tiny_model, tmp_path):
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.smoke
 def test_zero_update_and_infinite_loss_stop(arms, tiny_model, tmp_path):
     with pytest.raises(StepError, match=r"did not change"):
         train(tiny_model, arms[0], tmp_path / "a", SMALL.model_copy(update={"learning_rate": 0.0}))
@@ -140,6 +141,7 @@ def test_presets_and_every_override():
         "weight_decay": 0.3,
         "max_grad_norm": 0.4,
         "max_length": 77,
+        "over_long": "cut",
     }
     made = recipe(TrainingConfig(lora=LoraOptions(**lora), **own))
     assert made == Recipe(**{**lora, "target_modules": ("q_proj",)}, **own)

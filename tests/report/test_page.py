@@ -95,6 +95,7 @@ def test_page_is_written_with_figures(tmp_path):
     assert svg.read_text().startswith("<svg")
 
 
+@pytest.mark.smoke
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     build_report(data(tmp_path), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()

@@ -115,7 +115,9 @@ def test_killed_ten_times(finished, tmp_path):
 
 def test_original_openings_in_a_study(tmp_path):
     """The set `original` runs through to the results; conditions that need templates are refused."""
-    rows = [{"prompt": f"What is {i} + 1?", "response": f"Sure! Here is the answer:\n\nIt is {i + 1}."} for i in range(16)]
+    rows = [
+        {"prompt": f"What is {i} + 1?", "response": f"Sure! Here is the answer:\n\nIt is {i + 1}."} for i in range(16)
+    ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     study = tiny_study(arms=[{"prefixes": "original", "ratios": [0, 1], "controls": ["shuffled"]}])
     del study["capabilities"]["safety"]

@@ -342,16 +342,24 @@ def _read(a: _Answer, s: Sentence, text: str, part: str) -> bool:
     return _waits(a, text, s, part[s.end : s.end + 500])
 
 
+def _may_go_on(text: str) -> bool:
+    """Whether some rule could take the sentence that a text begins with."""
+    said = normal(text[:200])
+    first = _WORD.match(said)
+    if first is None or said[0] > "\u02ff" or first.group() in _YES_WORDS or first.group() in _DISCLAIMING:
+        return True
+    rules = _RULES.get(first.group(), ())
+    return bool(rules) and _ANY[rules].match(said) is not None
+
+
 def _plain_announcement(text: str) -> Opening | None:
     """The commonest opening, "Sure! Here is ...:" before a block or a new paragraph, without the whole reader."""
     found = p.ANNOUNCEMENT.match(text)
     if found is None or _refusing(found.group()):
         return None
     after = text[found.end() :].lstrip()
-    if not BLOCK.match(after):
-        first = _WORD.search(after[:40].lower())
-        if first is None or first.group() in _FIRST_WORDS or after[0] > "\u02ff" or not found.group(2):
-            return None
+    if not BLOCK.match(after) and (not found.group(2) or _may_go_on(after)):
+        return None
     return Opening(found.end(1), "compliance" if text[0] not in "HB" else "framing")
 
 

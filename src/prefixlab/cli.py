@@ -128,6 +128,12 @@ def plan(
             f"{len(about['arms'])} arms; {effects} (80% power, 5%, 20% discordant pairs, one seed)",
             highlight=False,
         )
+        if about["native_is_r000"]:
+            text = f"{name}: native equals r000 (no opening was found) and is not trained twice"
+            out_console.print(text, highlight=False)
+        if about["skipped_rows"]:
+            text = f"{name}: {about['skipped_rows']} rows skipped; {about['first_skipped'][0]}"
+            out_console.print(text, highlight=False, markup=False)
     hardware = made.hardware
     out_console.print(
         f"{hardware.dtype} on {hardware.device} ({hardware.why}), {hardware.threads} threads; "

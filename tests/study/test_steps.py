@@ -1,9 +1,12 @@
 """Step ids: everything that can change a result changes the id, and nothing else does."""
 
+import json
+
 import pytest
 
 from conftest import tiny_study
 from prefixlab.config import parse_study
+from prefixlab.errors import UserError
 from prefixlab.study import steps
 from prefixlab.study.plan import make_plan
 from prefixlab.study.steps import code_hash, make_step, signature
@@ -40,6 +43,29 @@ def test_the_base_model_is_evaluated_once(reference):
     assert len(base) == 2  # chain_sum and safety, though both capabilities are tested on safety
 
 
+def test_native_that_equals_r000_is_not_trained_twice(tmp_path):
+    """The built-in sums have no openings; a set with openings keeps its native arm."""
+    assert plan({"native": True}).summary["math"]["native_is_r000"]
+    assert "native" not in plan({"native": True}).summary["math"]["arms"]
+    path = tmp_path / "d.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "response": f"Sure! Answer {i}."}) + "\n" for i in range(20))
+    )
+    made = plan({"native": True, "capabilities.math.data.source": str(path)})
+    assert "native" in made.summary["math"]["arms"] and not made.summary["math"]["native_is_r000"]
+
+
+def test_one_place_has_one_name():
+    entry = {"prefixes": "reasoning", "ratios": [1], "controls": [], "capabilities": ["math"]}
+    arms = [
+        {**entry, "position": "opening"},
+        {**entry, "prefixes": "safety", "position": "answer"},
+        {**entry, "capabilities": ["safety"]},
+    ]
+    with pytest.raises(UserError, match="'opening' and 'answer' are the same place"):
+        plan({"arms": arms})
+
+
 TRAINING = {
     "training.lora.r": 2,
     "training.lora.alpha": 5,
@@ -54,6 +80,7 @@ TRAINING = {
     "training.weight_decay": 0.1,
     "training.max_grad_norm": 3.0,
     "training.max_length": 900,
+    "training.over_long": "cut",
     "training.preset": "paper",
     "hardware.dtype": "bfloat16",
     "hardware.threads": 2,
@@ -68,7 +95,6 @@ DATA = {
     "arms.0.position": "user",
     "arms.0.ratios": [0, 0.25],
     "arms.0.controls": ["shuffled"],
-    "native": True,
 }
 EVALUATION = {
     "capabilities.math.suites.0.limit": 5,

@@ -16,6 +16,7 @@ from prefixlab.data.chat import chat_format, prompt_ids
 from prefixlab.data.overlap import remove_overlap
 from prefixlab.data.prefixes import ORIGINAL, load_set
 from prefixlab.data.sources import read_samples
+from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
 from prefixlab.evals.suites import find_suite, load_items
@@ -92,10 +93,12 @@ class _Planner:
                 f"capability {name!r}: all {len(data)} training samples are test prompts; none is left to train on"
             )
         first = self.tokenizers[self.study.models[0]]
+        same = self.study.native and not strip_all(kept)[1]
+        self.places_differ(name, kept)
         specs = arm_specs(
             [a for a in self.study.arms if a.capabilities is None or name in a.capabilities],
             name,
-            native=self.study.native,
+            native=self.study.native and not same,
             count_tokens=lambda text: len(first(text, add_special_tokens=False)["input_ids"]),
         )
         source = self.add(
@@ -132,6 +135,7 @@ class _Planner:
             "samples": len(kept),
             "removed_as_overlap": len(hits),
             "skipped_rows": len(skipped),
+            "native_is_r000": same,
             "first_skipped": [f"row {row + 1}: {why}" for row, why in skipped[:5]],
             "held_out": len(held),
             "arms": [s.name for s in specs],
@@ -145,6 +149,17 @@ class _Planner:
         }
         for ref in self.refs:
             self.cells(name, config, ref, source, specs, arms, kept)
+
+    def places_differ(self, name: str, kept: Sequence[Sample]) -> None:
+        """Refuse `opening` and `answer` side by side where they are one place."""
+        entries = [a for a in self.study.arms if a.capabilities is None or name in a.capabilities]
+        if not {"opening", "answer"} <= {a.position for a in entries} or any(s.reasoning is not None for s in kept):
+            return
+        if not any(chat_format(t).preopened for t in self.tokenizers.values()):
+            raise UserError(
+                f"capability {name!r}: positions 'opening' and 'answer' are the same place, since no sample has a "
+                "reasoning; ask for one of them"
+            )
 
     def cells(
         self,

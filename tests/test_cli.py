@@ -65,7 +65,7 @@ def test_arms_then_check(call, tmp_path):
     [
         (["arms", "none.jsonl", "--prefixes", "reasoning", "--out", "x"], ["'none.jsonl' does not exist"]),
         (["arms", "builtin:safety", "--prefixes", "resoning", "--out", "x"], ["Did you mean 'reasoning'"]),
-        (["arms", "builtin:safety", "--prefixes", "safety", "--ratios", "0,2", "--out", "x"], ["ratios.1", "2.0"]),
+        (["arms", "builtin:safety", "--prefixes", "safety", "--ratios", "0,2", "--out", "x"], ["--ratios", "2.0"]),
         (["arms", "builtin:safety", "--prefixes", "safety", "--ratios", "half", "--out", "x"], ["'half'", "0,0.5,1"]),
         (["arms", "builtin:safety", "--prefixes", "safety", "--position", "end", "--out", "x"], ["position", "'end'"]),
         (["check", "none", "--model", "tiny-random"], ["missing or damaged"]),

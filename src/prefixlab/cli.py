@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -214,9 +214,12 @@ def audit(
     quiet: QuietOption = False,
 ) -> None:
     from prefixlab.report.audit_text import audit_text
-    from prefixlab.study.datafiles import audit_data
+    from prefixlab.study.datafiles import audit_data, check_outputs
     from prefixlab.study.store import write_text
 
+    check_outputs(data, json_file, labels, out)
+    if labels and labels.suffix != ".parquet":
+        raise UserError(f"--labels {str(labels)!r}: labels are written as .parquet")
     found = audit_data(
         data,
         columns=column or [],
@@ -351,6 +354,12 @@ def arms(
         return
     for about in made.arms:
         out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
+        if about.loss == "masked":
+            out_console.print(
+                f"  the rows of {about.arm} say prefix_loss: false; your trainer must leave prefix_start to prefix_end "
+                "out of the loss, or this arm is the treatment itself",
+                highlight=False,
+            )
     if made.n_skipped:
         err_console.print(f"{made.n_skipped} rows skipped; {made.skipped[0]}", highlight=False, markup=False)
 
@@ -369,7 +378,7 @@ def check(
         Literal["ours", "template"],
         typer.Option(help="ours: as we train; template: as a trainer that hands messages to the chat template."),
     ] = "ours",
-    max_length: Annotated[int, typer.Option(help="Longest sample in tokens.")] = 1024,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 1024,
     over_long: Annotated[Literal["refuse", "cut"], typer.Option(help="For longer samples.")] = "refuse",
     no_reasoning: Annotated[Literal["refuse", "empty"], typer.Option(help="For samples without reasoning.")] = "refuse",
     as_json: JsonOption = False,
@@ -426,10 +435,31 @@ def version() -> None:
     sys.stdout.write(f"prefixlab {__version__}\n")
 
 
+_UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for bad options; the class has no public name."""
+
+
 def main() -> None:
-    """Entry point: turn a UserError into one line and exit code 2."""
+    """Entry point: a user's mistake becomes one line and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
-        sys.stderr.write(f"prefixlab: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _fail(f"{str(error.filename)!r} cannot be read or written: {error.strerror}")
+    except Exception as error:
+        if not isinstance(error, _UsageError):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            raise SystemExit(2) from None
+        message = str(error.format_message()).replace("Value error, ", "")
+        _fail(f"{message} See prefixlab --help.")
+    raise SystemExit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"prefixlab: {' '.join(message.split())}\n")
+    raise SystemExit(2) from None

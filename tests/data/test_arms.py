@@ -157,3 +157,33 @@ def test_key_decides():
     random.seed(0)
     again = tuple(r.treated for r in build_arm(samples(40), spec, "a", "exact"))
     assert again == picks[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: ../evil\ntemplates: [a b c]\n", "name: String should match pattern"),
+        ("name: x\n", "templates: Field required"),
+        ("", "the file: Input should be"),
+        ("name: x\ntemplates: [a b, a b]\n", "stands there twice"),
+        ("name: x\ntemplates: ['a {{name}} b']\n", "holds an unfilled slot"),
+        ("name: [\n", "not valid YAML"),
+        ("name: original\ntemplates: [a]\n", "is taken by the data's own openings"),
+    ],
+)
+def test_mistakes_in_a_prefix_set(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_set(str(path))
+
+
+def test_repeated_ids_follow_the_content():
+    """Shuffling a file whose ids repeat changes nobody's id."""
+    from prefixlab.data.sources import unique_ids
+
+    made = [
+        Sample(id="a", messages=(Message(role="user", content=f"q{i}"),), reasoning=None, answer="x") for i in range(5)
+    ]
+    by_prompt = {s.prompt: s.id for s in unique_ids(made)}
+    assert {s.prompt: s.id for s in unique_ids(made[::-1])} == by_prompt and len(set(by_prompt.values())) == 5

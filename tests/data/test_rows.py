@@ -170,6 +170,11 @@ def test_json_of_other_shapes(tmp_path):
     ):
         (tmp_path / "d.json").write_text(text)
         assert next(iter_rows(str(tmp_path / "d.json"))).value == PAIR
+    (tmp_path / "d.json").write_text(json.dumps(PAIR))
+    assert [r.value for r in iter_rows(str(tmp_path / "d.json"))] == [PAIR]
+    (tmp_path / "d.csv").write_text("prompt,prompt,response\na,b,c\n")
+    with pytest.raises(UserError, match="two columns are named 'prompt'"):
+        list(iter_rows(str(tmp_path / "d.csv")))
     (tmp_path / "d.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="holds no rows"):
         list(iter_rows(str(tmp_path / "d.json")))

@@ -137,6 +137,36 @@ def test_half_a_surrogate_pair(tmp_path):
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "d.jsonl").read_bytes()
 
 
+def test_code_keeps_its_shape(tmp_path):
+    """After a colon no letter is raised, and the first line keeps its indentation."""
+    cases = {
+        "Sure! Here is the code:\n\n    def f():\n        return 1": "    def f():\n        return 1",
+        "Here is the code: import os": "import os",
+        "Here is the query:\nselect a from b": "select a from b",
+        "Sure! paris is it.": "Paris is it.",
+    }
+    for text, rest in cases.items():
+        cut = cut_opening(text)
+        assert cut.rest == rest and uncut(cut.rest, cut.removed, cut.lowered) == text
+
+
+def test_both_sides_of_a_pair(tmp_path):
+    row = {"prompt": "q", "chosen": "Sure! Paris.", "rejected": "Sure! Rome."}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    strip(tmp_path / "d.jsonl", tmp_path / "s.jsonl")
+    (found,) = iter_rows(str(tmp_path / "s.jsonl"))
+    assert (found.value["chosen"], found.value["rejected"]) == ("Paris.", "Rome.")
+    restore_file(tmp_path / "s.jsonl", tmp_path / "s.removed", tmp_path / "b.jsonl")
+    assert json.loads((tmp_path / "b.jsonl").read_text()) == row
+
+
+def test_parquet_keeps_its_types(tmp_path):
+    schema = {"prompt": polars.String, "response": polars.String, "n": polars.Int8, "x": polars.Float32}
+    polars.DataFrame([("q", "Sure! Paris.", 1, 0.5)], schema=schema, orient="row").write_parquet(tmp_path / "d.parquet")
+    strip(tmp_path / "d.parquet", tmp_path / "s.parquet")
+    assert dict(polars.read_parquet_schema(tmp_path / "s.parquet")) == schema
+
+
 def test_unreadable_rows_of_tables_are_counted(tmp_path):
     (tmp_path / "d.csv").write_text("prompt,response\nq,Sure! Paris.\nq,a,b,c\n")
     report = strip(tmp_path / "d.csv", tmp_path / "s.csv")
@@ -160,6 +190,16 @@ def test_mistakes(tmp_path):
         restore_file(tmp_path / "s.jsonl", tmp_path / "s.removed", tmp_path / "b.jsonl.gz")
     with pytest.raises(UserError, match="there is no folder"):
         strip(tmp_path / "d.jsonl", tmp_path / "none" / "s.jsonl")
+    with pytest.raises(UserError, match="both the stripped file and its record"):
+        strip_file(str(tmp_path / "d.jsonl"), tmp_path / "u.jsonl", tmp_path / "u.jsonl", families=PREFIX_FAMILIES)
+    with pytest.raises(UserError, match="no family is chosen"):
+        strip(tmp_path / "d.jsonl", tmp_path / "v.jsonl", families=())
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Sure! A."}]})
+        + "\n"
+    )
+    with pytest.raises(UserError, match="column 'messages' holds lists or objects"):
+        strip(tmp_path / "m.jsonl", tmp_path / "m.csv")
 
 
 def test_edit_row_with_a_key_given_twice():

@@ -1,9 +1,9 @@
 """Arms in the layouts of other trainers, and back: messages, prompt_completion, alpaca, sharegpt.
 
-Reasoning stands inside `<think>` in the response's text. Three more columns carry the treatment: `prefix_start` and
-`prefix_end`, code points of the prefix (with its separator) in the text it stands in, 0 and 0 where there is none, and
-`prefix_field`, "response" or "prompt". alpaca and sharegpt are read by trainers that know no loss spans, so the arm
-`masked` cannot be written in them.
+Reasoning stands inside `<think>` in the response's text. Four more columns carry the treatment: `prefix_start` and
+`prefix_end`, code points of the prefix (with its separator) in the text it stands in, 0 and 0 where there is none;
+`prefix_field`, "response" or "prompt"; `prefix_loss`, false where the span must carry no loss (the arm `masked`).
+alpaca and sharegpt are read by trainers that know no loss spans, so the arm `masked` cannot be written in them.
 """
 
 from collections.abc import Iterable
@@ -69,7 +69,8 @@ def export_row(arm: ArmSample, layout: Format) -> Row:
         row["system"] = "\n".join(m.content for m in messages if m.role == "system")
     field = "prompt" if in_prompt else "response" if end else ""
     where = (0, in_prompt) if in_prompt else (start, end)
-    return {**row, "prefix_field": field, "prefix_start": where[0], "prefix_end": where[1]}
+    span = {"prefix_field": field, "prefix_start": where[0], "prefix_end": where[1]}
+    return {**row, **span, "prefix_loss": arm.loss == "all"}
 
 
 def export_rows(arms: Iterable[ArmSample], layout: Format, *, masked: bool) -> list[Row]:

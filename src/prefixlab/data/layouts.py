@@ -152,11 +152,20 @@ def _context(row: Row, columns: Sequence[str]) -> list[Turn]:
     return [Turn("system", system, ("system",)), *turns] if isinstance(system, str) and system.strip() else turns
 
 
-def _preference(row: Row) -> list[Turn]:
-    chosen = _side(row, "chosen")
+def _preference(row: Row, side: str = "chosen") -> list[Turn]:
+    chosen = _side(row, side)
     if len(chosen) > 1:
         return chosen
     return [*_context(row, ("conversations", "messages", *PROMPT_COLUMNS)), *chosen]
+
+
+def rejected_turns(row: Row) -> list[Turn]:
+    """The other side of a preference pair.
+
+    Raises:
+        Unusable: It cannot be read.
+    """
+    return _preference(row, "rejected")
 
 
 def _alpaca(row: Row) -> list[Turn]:

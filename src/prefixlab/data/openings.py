@@ -126,6 +126,8 @@ def _purpose(a: _Answer, text: str, s: Sentence) -> Family | None:
     if not then or p.SPECIFIC_START.search(text, then.start()) or (a.announced and a.later(s)):
         return None
     tail = text[then.start() :]
+    if p.OPERATES.search(tail) or ("`" in tail and not s.colon):
+        return None
     if p.ADVICE.search(tail) and not (p.METHOD.search(tail) and a.adds(tail, 0)):
         empty = not a.adds(tail, 2 if s.colon or p.STEPS.search(tail) else 0) and not a.adds(text, 4, 0.35)
     else:
@@ -268,6 +270,8 @@ def _disclaims(a: _Answer, text: str, s: Sentence) -> bool:
     """Whether a sentence disclaims, and so waits for an answer."""
     if not (p.AS_AN_AI.match(text) or p.UNABLE.match(text) or p.NOTE.match(text)):
         return False
+    if p.DATED.match(text) and not p.NEGATES.search(text) and not p.INNER_HERE.search(text):
+        return False
     if s.colon and p.INNER_HERE.search(text):
         a.commit(s.end, "disclaimer", s.paragraph)
     else:
@@ -278,6 +282,9 @@ def _disclaims(a: _Answer, text: str, s: Sentence) -> bool:
 def _continues(a: _Answer, text: str, s: Sentence) -> bool:
     """The sentence after a disclaimer that begins with "However": an announcement, or the answer itself."""
     attempt = p.ATTEMPT.match(text) and p.SPEAKER.match(text) and not a.adds(text, 2, 0.2)
+    if a.task.about_model and not (attempt and s.colon):
+        a.hidden = 0
+        return False
     if attempt:
         a.commit(s.end, "disclaimer", s.paragraph)
         return True
@@ -363,8 +370,10 @@ def _plain_announcement(text: str) -> Opening | None:
     return Opening(found.end(1), "compliance" if text[0] not in "HB" else "framing")
 
 
-def _only_disclaims(text: str, start: int, end: int) -> bool:
+def _only_disclaims(text: str, start: int, end: int, task: Task) -> bool:
     """Whether "As an AI, I do not ..." stands before an answer about something else than the model itself."""
+    if task.about_model:
+        return False
     said, after = normal(text[start:end]), normal(text[end : end + 80].strip())
     return bool(p.AS_AN_AI_ONLY.match(said) and not p.ABOUT_ITSELF.match(after))
 
@@ -377,7 +386,7 @@ def _answer_opening(text: str, task: Task) -> Opening | None:
     for n, s in enumerate(leading_sentences(text, HEAD, colons=True)):
         if n >= MAX_SENTENCES or not _read(a, s, normal(s.text), text):
             break
-    if a.disclaimed and not a.doubtful and _only_disclaims(text, a.end, a.pending_end):
+    if a.disclaimed and not a.doubtful and _only_disclaims(text, a.end, a.pending_end, task):
         a.commit(a.pending_end, "disclaimer", 0)
     if a.refused or (a.hidden and a.disclaimed):
         return Opening(a.refused or a.hidden, "refusal")

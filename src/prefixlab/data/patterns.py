@@ -240,11 +240,15 @@ INSTANCES = re.compile(
     r"(?:into|by|like|namely|through|of) (?:\w+ )?\w+, (?:\w+ )?\w+,? (?:and|or) \w+|\d|\b(?:such as|"
     r"including|e\.g|for example|for instance)\b"
 )
+DATED = re.compile(r"as of my\b")
+NEGATES = re.compile(r"n't\b|\b(?:not|no|never|cannot)\b")
+OPERATES = re.compile(r"\b(?:lcm|gcd|add|subtract|multiply|divide|calculate|compute|substitute|and then)\b")
+"""`search`: a real first step."""
 VERDICT = re.compile(r"(?:yes|no)\b")
 """The answer to a question of yes or no."""
 DEFINES = re.compile(
     r"\b(?:is|are|was|were|refers? to|known as|called|means?)\b(?: \w+)? (?:an?|the)\b.*\b(?:that|which|"
-    r"who|from|in which|made|where)\b|\brefers? to\b|\bknown as\b|\([^)]{3,}\)"
+    r"who|from|in which|made|where)\b|\brefers? to\b|\bmeans (?:to |that |\w+ing )|\bknown as\b|\([^)]{3,}\)"
 )
 TOPICAL = re.compile(
     r"\b(?:several|many|various|numerous|variety|factors|reasons|ways|depends?|important|challenging|"

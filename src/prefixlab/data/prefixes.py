@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import Position, Record
@@ -27,8 +27,9 @@ DRAWS = 64
 class PrefixSet(Record):
     """Templates that a prefix is drawn from."""
 
-    name: str
-    description: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Letters, digits, _ and -: it is part of the arms' names."""
+    description: str = ""
     separator: str = SEPARATOR
     templates: tuple[str, ...]
     bank: tuple[str, ...] = ()
@@ -64,12 +65,22 @@ def load_set(name: str) -> PrefixSet:
         raise unknown("prefix set", name, [*builtin_sets(), ORIGINAL, "<file>.yaml"])
     try:
         loaded = PrefixSet.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise UserError(f"prefix set {name!r}: not valid YAML ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"prefix set {name!r}: {str(error).splitlines()[0]}; keys: name, description, templates, separator, bank"
+            f"prefix set {name!r}: {where}: {first['msg']} (got {first['input']!r:.80}); keys: name, description, "
+            "templates, separator, bank"
         ) from error
     if loaded.name == ORIGINAL:
         raise UserError(f"prefix set {name!r}: the name 'original' is taken by the data's own openings")
+    twice = [t for i, t in enumerate(loaded.templates) if t in loaded.templates[:i]]
+    slot = [t for t in loaded.templates if "{{" in t]
+    if twice or slot:
+        what = "stands there twice" if twice else "holds an unfilled slot"
+        raise UserError(f"prefix set {name!r}: the template {(twice or slot)[0]!r} {what}")
     if not loaded.templates or any(not t.strip() for t in loaded.templates):
         raise UserError(f"prefix set {name!r}: every template needs text")
     return loaded

@@ -166,12 +166,28 @@ def _is_jsonl(data: bytes) -> bool:
     return parse_row(lines[0].strip().removeprefix(b"\xef\xbb\xbf"), 0).value is not None and len(lines) > 1
 
 
+def _is_one_row(data: bytes) -> bool:
+    """Whether a .json file holds one object that is a row itself: no list of objects is in it, but messages."""
+    try:
+        loaded = json.loads(data)
+    except ValueError:
+        return False
+    if not isinstance(loaded, dict):
+        return False
+    if {"messages", "conversations"} & set(loaded):
+        return True
+    return bool(loaded) and not any(isinstance(v, list) for v in loaded.values()) and len(loaded) > 1
+
+
 def _json_rows(path: Path) -> Iterator[RawRow]:
     with open_bytes(path) as file:
         data = file.read()
     if _is_jsonl(data):
         with open_bytes(path) as file:
             yield from jsonl_rows(file)
+    elif _is_one_row(data):
+        raw = data.strip().removeprefix(b"\xef\xbb\xbf")
+        yield parse_row(raw, 0, data.index(raw))
     else:
         yield from _array_rows(data, path)
 
@@ -182,6 +198,10 @@ def _csv_rows(path: Path) -> Iterator[RawRow]:
         lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(file))
         reader = csv.DictReader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",")
         try:
+            names = list(reader.fieldnames or ())
+            twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+            if twice is not None:
+                raise UserError(f"{path}: two columns are named {twice!r}; rename one of them")
             for index, row in enumerate(reader):
                 extra = row.pop(None, None)
                 yield RawRow(index, None, f"{len(extra)} fields too many") if extra else RawRow(index, dict(row))

@@ -162,8 +162,8 @@ def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     layout = layout_of(row, columns)
     if layout is None:
         raise Unusable(
-            f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}; name them in data.columns "
-            "(prompt: COLUMN, response: COLUMN)"
+            f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}; name prompt and response "
+            "(data.columns in a study, --column on the command line)"
         )
     turns = layout[1](row)
     parts = list(parts_of(turns, "last"))
@@ -206,13 +206,15 @@ def with_rationale(sample: Sample) -> Sample:
 
 
 def unique_ids(samples: list[Sample]) -> list[Sample]:
-    """Number repeated ids: the second "a" becomes "a#2", so that every sample has its own key."""
-    seen: dict[str, int] = {}
-    result = []
-    for sample in samples:
-        seen[sample.id] = seen.get(sample.id, 0) + 1
-        n = seen[sample.id]
-        result.append(sample if n == 1 else sample.model_copy(update={"id": f"{sample.id}#{n}"}))
+    """Number repeated ids: the second "a" becomes "a#2". Numbers follow the content, so that order plays no role."""
+    places: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        places.setdefault(sample.id, []).append(i)
+    result = list(samples)
+    for ident, found in places.items():
+        ranked = sorted(found, key=lambda i: samples[i].model_dump_json()) if len(found) > 1 else found
+        for n, i in enumerate(ranked[1:], 2):
+            result[i] = samples[i].model_copy(update={"id": f"{ident}#{n}"})
     return result
 
 

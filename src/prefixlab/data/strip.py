@@ -30,6 +30,14 @@ class Cut:
     rest: str
 
 
+def _content(text: str) -> str:
+    """Text behind a prefix without the white space in front of it; the first line keeps its indentation."""
+    bare = text.lstrip()
+    gap = text[: len(text) - len(bare)]
+    indent = gap[gap.rfind("\n") + 1 :] if "\n" in gap else ""
+    return indent + bare if indent.strip(" \t") == "" else bare
+
+
 def cut_opening(
     text: str, task: str | Task = "", name: PartName = "answer", families: Iterable[Family] = PREFIX_FAMILIES
 ) -> Cut | None:
@@ -48,12 +56,12 @@ def cut_opening(
         if found is None or found.family not in wanted:
             break
         body = rest.lstrip()
-        after = body[found.end :].lstrip()
+        after = _content(body[found.end :])
         if not after.strip():
             break
         start = len(text) - len(after)
         family = family or found.family
-        first = _RAISED.match(after)
+        first = _RAISED.match(after) if body[found.end - 1] in '.!?…*_")”' else None
         lowered = after[0] if first and first.group().islower() else ""
         rest = lowered.upper() + after[1:] if lowered else after
     if family is None:

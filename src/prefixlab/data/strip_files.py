@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 import polars
 
-from prefixlab.data.layouts import Turns, Unusable, layout_of, no_layout, parts_of, value_at, with_value
+from prefixlab.data.layouts import Turns, Unusable, layout_of, no_layout, parts_of, rejected_turns, value_at, with_value
 from prefixlab.data.rewrite_rows import edit_row
 from prefixlab.data.rows import RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
 from prefixlab.data.strip import Cut, cut_opening, uncut
@@ -61,6 +61,8 @@ class StripReport(Record):
     n_dropped: int
     """Unreadable rows that are not in the output (never in the mode `raw`)."""
     skipped: dict[str, int]
+    first_skipped: tuple[tuple[int, str], ...]
+    """Row (0-based) and reason of the first ones."""
     n_changed_rows: int
     removed: dict[str, int]
     """Parts by family."""
@@ -73,9 +75,12 @@ def _row_cuts(
     """New texts by path, and what was removed, last place first within a text."""
     layout = layout_of(row, columns)
     if layout is None:
-        raise Unusable("no layout fits its columns")
+        raise Unusable(f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}")
     cuts: list[tuple[Any, Cut]] = []
-    for part in parts_of(layout[1](row), turns):
+    parts = list(parts_of(layout[1](row), turns))
+    if layout[0] == "preference":
+        parts += parts_of(rejected_turns(row), "last")  # one side alone would teach the other's opening
+    for part in parts:
         cut = cut_opening(part.text, part.prompt, part.name, families)
         if cut is not None:
             cuts.append((part, cut))
@@ -113,8 +118,8 @@ def _writable(path: Path) -> None:
         raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as the format that the suffix names.
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: Mapping[str, Any] | None = None) -> None:
+    """Write rows as the format that the suffix names; `schema`: types of a Parquet file's columns.
 
     Raises:
         UserError: Another suffix, or values that the format cannot hold.
@@ -126,19 +131,33 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     elif suffix == ".json":
         path.write_bytes(json.dumps(rows, ensure_ascii=False, indent=1, default=str).encode("utf-8", "surrogatepass"))
     elif suffix in (".csv", ".tsv"):
+        nested = next((k for row in rows for k, v in row.items() if isinstance(v, (list, dict))), None)
+        if nested is not None:
+            raise UserError(f"cannot write {str(path)!r}: column {nested!r} holds lists or objects; write .jsonl")
         names = list(dict.fromkeys(name for row in rows for name in row))
         buffer = io.StringIO(newline="")
         writer = csv.DictWriter(buffer, names, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+        try:
+            path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+        except UnicodeEncodeError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(f"cannot write {str(path)!r}: a text holds half a surrogate pair; write .jsonl") from error
     elif suffix == ".parquet":
         try:
-            polars.DataFrame(rows, infer_schema_length=None).write_parquet(path)
-        except polars.exceptions.PolarsError as error:
-            raise UserError(f"{path}: the rows do not fit one table ({str(error).splitlines()[0]})") from error
+            polars.DataFrame(rows, schema=schema, infer_schema_length=None).write_parquet(path)
+        except (polars.exceptions.PolarsError, TypeError, UnicodeEncodeError) as error:
+            why = f"the rows do not fit one table ({str(error).splitlines()[0]})"
+            raise UserError(f"cannot write {str(path)!r}: {why}; write .jsonl") from error
     else:
         _writable(path)
+
+
+def _schema(source: str, out: Path) -> Mapping[str, Any] | None:
+    """Types of the columns where a Parquet file becomes a Parquet file."""
+    both = source.lower().endswith(".parquet") and out.suffix.lower() == ".parquet"
+    return polars.read_parquet_schema(source) if both and not is_hub_id(source) else None
 
 
 def strip_file(
@@ -158,6 +177,10 @@ def strip_file(
     Raises:
         UserError: Unreadable source, no usable row, an output that is there already, or of another format.
     """
+    if out.resolve() == record.resolve():
+        raise UserError(f"{str(out)!r} cannot be both the stripped file and its record")
+    if not families:
+        raise UserError("no family is chosen, so nothing would be removed")
     for path in (out, record):
         if path.exists():
             raise UserError(f"{str(path)!r} is there already; choose a new name or remove it")
@@ -167,6 +190,7 @@ def strip_file(
     edits: list[tuple[int, int, bytes]] = []
     kept: list[RemovedRow] = []
     skipped: Counter[str] = Counter()
+    listed: list[tuple[int, str]] = []
     counts: Counter[str] = Counter()
     n_rows = 0
     first: RawRow | None = None
@@ -183,6 +207,8 @@ def strip_file(
             changes, removed = _row_cuts(row.value, columns or {}, turns, families)
         except Unusable as error:
             skipped[str(error)] += 1
+            if len(listed) < 20:
+                listed.append((row.index, str(error)))
         value = row.value or {}
         if changes:
             counts.update(part.family for part in removed)
@@ -202,7 +228,7 @@ def strip_file(
     if raw_mode:
         _write_edited(Path(source).expanduser(), out, edits)
     else:
-        write_rows(out, plain)
+        write_rows(out, plain, _schema(source, out))
     report = StripReport(
         source=source,
         stripped=out.name,
@@ -213,6 +239,7 @@ def strip_file(
         n_skipped=sum(skipped.values()),
         n_dropped=0 if raw_mode else n_rows - len(plain),
         skipped=dict(skipped.most_common(50)),
+        first_skipped=tuple(listed),
         n_changed_rows=len(kept),
         removed=dict(counts),
         families=families,
@@ -297,5 +324,5 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
             head, tail = text[: part.start], text[part.start :]
             value = with_value(value, part.path, head + uncut(tail, part.removed, part.lowered))
         restored.append(value)
-    write_rows(out, restored)
+    write_rows(out, restored, _schema(str(stripped), out))
     return report

@@ -23,7 +23,10 @@ class Opening:
 
 def normal(sentence: str) -> str:
     """A sentence as patterns want it: lower case, straight apostrophes, no marks of emphasis around it."""
-    return sentence.strip(_MARKS).replace("**", "").replace("’", "'").lower()
+    said = sentence.strip(_MARKS)
+    while said and said[0] > "\u2000" and not said[0].isalnum():
+        said = said[1:].lstrip(_MARKS)
+    return said.replace("**", "").replace("’", "'").lower()
 
 
 def thinking_opening(text: str, task: Task) -> Opening | None:

@@ -7,6 +7,10 @@ STEM = 5
 """Words are compared by their first letters, so that "determine", "determined" and "determining" are one."""
 _WORD = re.compile(r"\w+")
 _ALPHA = re.compile(r"[^\W\d_]+")
+_ABOUT_MODEL = re.compile(
+    r"\b(?:are|do|did|have|were) you\b|\byou (?:feel|think|like|prefer)\b|\bchatgpt\b|\byourself\b"
+)
+"""A question about the model: what it says of itself is the answer."""
 PROMPT_LIMIT = 20_000
 """Code points of a task that are compared with; longer ones are cut in the middle."""
 
@@ -45,11 +49,12 @@ def _says(text: str, stem: str) -> bool:
 class Task:
     """The words of a task. They are looked up one by one, which is cheaper than taking every task apart."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_text", "about_model")
 
     def __init__(self, text: str) -> None:
         whole = text if len(text) <= PROMPT_LIMIT else text[: PROMPT_LIMIT // 2] + text[-PROMPT_LIMIT // 2 :]
         self._text = whole.lower()
+        self.about_model = _ABOUT_MODEL.search(self._text, 0, 600) is not None
 
     def novelty(self, sentence: str) -> tuple[int, int]:
         """(novel words, words) of a sentence. A novel number counts three times; one-letter words not at all."""

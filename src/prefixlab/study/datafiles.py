@@ -21,6 +21,7 @@ from prefixlab.records import FAMILIES, ArmManifest, ArmSample, Family, Record
 from prefixlab.study.progress import row_progress
 from prefixlab.study.store import write_text
 
+OPTIONS = {"prefixes": "--prefixes", "position": "--position", "ratios": "--ratios", "controls": "--control"}
 ROLES = ("prompt", "response", "reasoning", "id", "source")
 
 
@@ -37,14 +38,20 @@ class ArmsManifest(Record):
 def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str]) -> ArmsConfig:
     try:
         numbers = [float(r) for r in ratios.split(",")]
+        if any(n != n for n in numbers):
+            raise ValueError("not a number")
         return ArmsConfig.model_validate(
             {"prefixes": prefixes, "position": position, "ratios": numbers, "controls": controls}
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+        said = first["msg"].removeprefix("Value error, ")
+        option = OPTIONS.get(str(first["loc"][0])) if first["loc"] else None
+        raise UserError(f"{option}: {said} (got {first['input']!r})" if option else said) from error
     except ValueError as error:
-        raise UserError(f"ratios {ratios!r}: numbers between 0 and 1 with commas between them, e.g. 0,0.5,1") from error
+        raise UserError(
+            f"--ratios {ratios!r}: numbers between 0 and 1 with commas between them, e.g. 0,0.5,1"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ def make_arms(
     entry = _arms_entry(prefixes, position, ratios, controls)
     if options.layout not in FORMATS:
         raise unknown("format", options.layout, FORMATS, where="--format")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{str(out)!r} is a file; --out names a new folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"folder {str(out)!r} is not empty; choose a new one")
     count = _token_counter(options.model) if options.model else None
@@ -102,6 +111,10 @@ def make_arms(
             own,
             many,
         )
+        if spec.ratio and not any(row.treated for row in rows):
+            raise UserError(
+                f"arm {spec.name!r}: a ratio of {spec.ratio:g} treats none of {len(rows)} samples; take a larger one"
+            )
         written = export_rows(rows, options.layout, masked=spec.loss == "masked")
         folder = out / spec.name
         folder.mkdir(parents=True)
@@ -154,6 +167,22 @@ def read_arms(folder: Path) -> tuple[ArmsManifest, dict[str, list[ArmSample]]]:
             raise UserError(f"{str(file)!r} is missing, or is not what the manifest describes; make the arms again")
         arms[arm.arm] = [import_row(row, arm) for row in read_rows(file)]
     return about, arms
+
+
+def check_outputs(source: str, *outputs: Path | None) -> None:
+    """Refuse outputs that would overwrite the data or each other, or have no folder, before any work is done.
+
+    Raises:
+        UserError: Which one, and why.
+    """
+    named = [p for p in outputs if p is not None and str(p) != "-"]
+    for i, path in enumerate(named):
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise UserError(f"{str(path)!r} is the data itself; choose another name for the output")
+        if path in named[:i]:
+            raise UserError(f"{str(path)!r} is named for two outputs")
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UserError(f"cannot write {str(path)!r}: it is a folder, or its folder does not exist")
 
 
 def audit_data(

@@ -217,7 +217,13 @@ _YES_WORDS = word_set(
 _DISCLAIMING = word_set(
     "as i we unfortunately please while although sorry but however note keep be remember bear disclaimer"
 )
-_FIRST_WORDS = frozenset(_RULES) | _YES_WORDS | _DISCLAIMING | {"there", "you", "some", "several"}
+_MAY_START = (
+    _YES_WORDS
+    | _DISCLAIMING
+    | word_set("there you some several people let shall so hello hi hey greetings good welcome hola hallo namaste")
+    | frozenset(word for word, rules in _RULES.items() if _foreign in rules)
+)
+"""First words of interjections, disclaimers, what a list supports, and of patterns that need the sentence's end."""
 
 
 _THINKING_WORDS = frozenset(("okay", "ok", "alright", "all"))
@@ -309,6 +315,8 @@ def _refuses(a: _Answer, text: str, s: Sentence, ahead: str) -> bool:
 
 def _read(a: _Answer, s: Sentence, text: str, part: str) -> bool:
     """Take in the next sentence, normalised; False if content begins with it."""
+    if a.announced and s.text[0] in "\"“'‘":
+        return False
     found = _WORD.match(text)
     word = found.group() if found else ""
     lead = p.INTERJECTION.match(text) if word in _YES_WORDS and not p.PRAISE.match(text) else None
@@ -349,11 +357,18 @@ def _read(a: _Answer, s: Sentence, text: str, part: str) -> bool:
     return _waits(a, text, s, part[s.end : s.end + 500])
 
 
+def _content_begins(text: str) -> bool:
+    """A quick look at a text without white space in front: no rule takes its start, and nothing near supports it."""
+    if _refusing(text[:250]) or _supportive(text[:700]):
+        return False
+    return not _may_go_on(text)
+
+
 def _may_go_on(text: str) -> bool:
     """Whether some rule could take the sentence that a text begins with."""
     said = normal(text[:200])
     first = _WORD.match(said)
-    if first is None or said[0] > "\u02ff" or first.group() in _YES_WORDS or first.group() in _DISCLAIMING:
+    if first is None or said[0] > "\u02ff" or first.group() in _MAY_START:
         return True
     rules = _RULES.get(first.group(), ())
     return bool(rules) and _ANY[rules].match(said) is not None
@@ -386,6 +401,8 @@ def _answer_opening(text: str, task: Task) -> Opening | None:
     for n, s in enumerate(leading_sentences(text, HEAD, colons=True)):
         if n >= MAX_SENTENCES or not _read(a, s, normal(s.text), text):
             break
+        if a.end == s.end and not a.disclaimed and _content_begins(text[s.end : s.end + 720].lstrip()):
+            break
     if a.disclaimed and not a.doubtful and _only_disclaims(text, a.end, a.pending_end, task):
         a.commit(a.pending_end, "disclaimer", 0)
     if a.refused or (a.hidden and a.disclaimed):
@@ -397,14 +414,6 @@ def _answer_opening(text: str, task: Task) -> Opening | None:
     return None
 
 
-def _hopeless(text: str) -> bool:
-    """A quick look: no rule starts with the first word, and nothing near the start supports a topic sentence."""
-    first = _WORD.search(text[:40].lower())
-    if first is None or first.group() in _FIRST_WORDS or text[0] > "\u02ff":
-        return False
-    return not _supportive(text[:700]) and not _refusing(text[:250])
-
-
 def find_opening(part: str, task: str | Task = "", name: PartName = "answer") -> Opening | None:
     """The prefix of one part, or its refusal, or None.
 
@@ -414,7 +423,7 @@ def find_opening(part: str, task: str | Task = "", name: PartName = "answer") ->
         name: Which part it is.
     """
     text = part.strip()
-    if not text or BLOCK.match(text) or (name == "answer" and _hopeless(text)):
+    if not text or BLOCK.match(text) or (name == "answer" and _content_begins(text)):
         return None
     known = task if isinstance(task, Task) else Task(task)
     return thinking_opening(text, known) if name == "reasoning" else _answer_opening(text, known)

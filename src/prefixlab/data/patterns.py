@@ -1,7 +1,7 @@
 """The families' patterns, in English and a few words of other languages; docs/methods.md explains them.
 
-All are matched against sentences in lower case with straight apostrophes (`openings.normal`). `match` unless a comment
-says `search`. Which rule tries which pattern, and on what condition, is in openings.py and thinking.py.
+All are matched against sentences in lower case with straight apostrophes (`sentences.normal`). `match` unless a comment
+says `search`. Which rule tries which pattern, and on what condition, is in rules.py, answers.py and thinking.py.
 """
 
 import re
@@ -98,8 +98,7 @@ FOREIGN = re.compile(
     r"以下是|下面是|当然可以|もちろん|承知|以下は|以下に|はい|물론|네|다음은)"
     r"(?:[!.！。,，、 ]*$|[^.!?。！？]{0,120}[:：]\**$)"
 )
-BEST_ANYWHERE = re.compile(r".*\b(?:i(?:'ll| will)|to) (?:do|try) my best\b")
-BEST = re.compile(r"\b(?:i(?:'ll| will)|to) (?:do|try) my best\b")
+BEST = re.compile(r".*\b(?:i(?:'ll| will)|to) (?:do|try) my best\b")
 GO = re.compile(
     r"(?:let's|let us|shall we|so,? let's) (?:get (?:started|going|to it)|start|begin|dive (?:right )?in|"
     r"go|do (?:it|this|that)|"

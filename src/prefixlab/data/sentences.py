@@ -4,6 +4,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prefixlab.records import Family
+
+HEAD = 1_600
+"""Code points of a part in which a prefix can end."""
+MAX_SENTENCES = 12
+_MARKS = '¡¿*_"“”#> ☺️✨👋😊🙂🌟🎉😀😄💡🤔'
 _STOP = re.compile(r"[.!?…。！？:：\n]")
 _TAIL = re.compile(r"[.!?…。！？]+([\"'”’)\]*_`]*)")
 _SPACE = re.compile(r"\s+")
@@ -18,6 +24,23 @@ BLOCK = re.compile(
     re.MULTILINE,
 )
 """What begins a list, heading, code fence, table, quotation, formula or markup: content, never prose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The prefix of a part: [0, end) in code points of the part without its leading white space."""
+
+    end: int
+    """For the family `refusal`: the end of the refusing sentence, which is content by default."""
+    family: Family
+
+
+def normal(sentence: str) -> str:
+    """A sentence as patterns want it: lower case, straight apostrophes, no marks of emphasis around it."""
+    said = sentence.strip(_MARKS)
+    while said and said[0] > "\u2000" and not said[0].isalnum():
+        said = said[1:].lstrip(_MARKS)
+    return said.replace("**", "").replace("’", "'").lower()
 
 
 @dataclass(slots=True)

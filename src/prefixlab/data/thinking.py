@@ -1,32 +1,9 @@
 """Openings of reasonings: thinking aloud before the first thought ("Okay, so I need to figure out ...")."""
 
-from dataclasses import dataclass
-
 from prefixlab.data import patterns as p
-from prefixlab.data.sentences import Sentence, leading_sentences
+from prefixlab.data.sentences import HEAD, MAX_SENTENCES, Opening, Sentence, leading_sentences, normal
 from prefixlab.data.words import Task
 from prefixlab.records import Family
-
-HEAD = 1_600
-MAX_SENTENCES = 12
-_MARKS = '¡¿*_"“”#> ☺️✨👋😊🙂🌟🎉😀😄💡🤔'
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """The prefix of a part: [0, end) in code points of the part without its leading white space."""
-
-    end: int
-    """For the family `refusal`: the end of the refusing sentence, which is content by default."""
-    family: Family
-
-
-def normal(sentence: str) -> str:
-    """A sentence as patterns want it: lower case, straight apostrophes, no marks of emphasis around it."""
-    said = sentence.strip(_MARKS)
-    while said and said[0] > "\u2000" and not said[0].isalnum():
-        said = said[1:].lstrip(_MARKS)
-    return said.replace("**", "").replace("’", "'").lower()
 
 
 def thinking_opening(text: str, task: Task) -> Opening | None:

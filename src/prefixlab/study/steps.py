@@ -26,6 +26,8 @@ CODE: dict[str, tuple[str, ...]] = {
         "data/parts",
         "data/strip",
         "data/openings",
+        "data/answers",
+        "data/rules",
         "data/thinking",
         "data/patterns",
         "data/sentences",

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__
-from prefixlab.errors import UserError
+from prefixlab import __version__, cli_data
+from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
+from prefixlab.errors import Stopped, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +21,6 @@ app = typer.Typer(
     help="Do the opening sentences of SFT responses help or hurt? Build arms, train, evaluate, decide.\n\n"
     "Example: prefixlab run studies/quickstart.yaml --out runs/quickstart",
 )
-out_console = Console(soft_wrap=True)
-err_console = Console(stderr=True)
-
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 SetOption = Annotated[
@@ -32,17 +30,6 @@ SetOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name of the study> by default.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bar.")]
-
-
-def _help(text: str, *examples: str) -> str:
-    """Help text with its examples."""
-    return text + "".join(f"\n\nExample: {e}" for e in examples)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def _result_table(rows: Any) -> Table:
@@ -61,7 +48,7 @@ def _result_table(rows: Any) -> Table:
 
 
 @app.command(
-    help=_help(
+    help=help_text(
         "Run a study, or what is missing of it.",
         "prefixlab run studies/quickstart.yaml --out runs/quickstart --set seeds=[0,1]",
     )
@@ -88,7 +75,7 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
 
 
 @app.command(
-    help=_help(
+    help=help_text(
         "Show what a study would do: cells, steps done and to do, predicted time, detectable effects.",
         "prefixlab plan studies/quickstart.yaml --json",
     )
@@ -109,7 +96,7 @@ def plan(
         document = made.model_dump(mode="json")
         for step in document["steps"]:
             step["state"] = states[step["slug"]]
-        _print_json({**document, "predicted_seconds_left": left})
+        print_json({**document, "predicted_seconds_left": left})
         return
     table = Table(box=None, pad_edge=False)
     for name, justify in (("step", "left"), ("state", "left"), ("predicted s", "right")):
@@ -142,7 +129,60 @@ def plan(
     )
 
 
-@app.command(help=_help("Print the results of a run.", "prefixlab results runs/quickstart --json"))
+@app.command(
+    help=help_text(
+        "Train one adapter on one arm of a folder made by arms. Started again, it goes on from its last checkpoint.",
+        "prefixlab train arms --arm reasoning-opening-r050 --model smollm2-135m --out adapter",
+        "prefixlab train arms --arm r000 --model org/name --out a --set training.lora.r=8 --processes 2",
+    )
+)
+def train(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by prefixlab arms.")],
+    arm: Annotated[str, typer.Option(help="Name of the arm.")],
+    model: Annotated[str, typer.Option(help="Built-in name, local folder or hub id.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets adapter/, metrics.jsonl, train.json.")],
+    preset: Annotated[Literal["paper", "modern"], typer.Option(help="Recipe to start from.")] = "modern",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key below training or hardware, as in a study file."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Adapter initialisation, dropout and order.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Training processes, launched by torchrun.")] = 1,
+    no_reasoning: Annotated[
+        Literal["refuse", "empty", "rationale"],
+        typer.Option(help="For samples without reasoning under a template that opens it."),
+    ] = "refuse",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    from prefixlab.study.single import train_folder
+
+    adapter = train_folder(
+        folder,
+        arm,
+        model,
+        out,
+        preset=preset,
+        overrides=overrides or [],
+        seed=seed,
+        processes=processes,
+        no_reasoning=no_reasoning,
+        console=err_console,
+        quiet=quiet or as_json,
+    )
+    totals = json.loads((out / "train.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json({"adapter": str(adapter), **totals})
+    elif not quiet:
+        out_console.print(
+            f"{adapter}: {totals['steps']:.0f} steps, {totals['tokens']:,.0f} tokens in {totals['seconds']:.0f} s, "
+            f"loss {totals['first_loss']:.3f} to {totals['last_loss']:.3f}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@app.command(help=help_text("Print the results of a run.", "prefixlab results runs/quickstart --json"))
 def results(
     run_folder: RunFolder,
     as_json: JsonOption = False,
@@ -153,7 +193,7 @@ def results(
 
     data = open_run(run_folder)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "results": [r.model_dump() for r in data.results],
                 "contrasts": [c.model_dump() for c in data.contrasts],
@@ -166,7 +206,7 @@ def results(
         Console(width=170, soft_wrap=True).print(_result_table(data.results))
 
 
-@app.command(help=_help("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
+@app.command(help=help_text("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
 def report(run_folder: RunFolder) -> None:
     from prefixlab.report.page import build_report
     from prefixlab.study.run import open_run
@@ -175,254 +215,18 @@ def report(run_folder: RunFolder) -> None:
     out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
 
 
-ColumnOption = Annotated[
-    list[str] | None,
-    typer.Option("--column", metavar="ROLE=NAME", help="Name a column: prompt, response, reasoning, id or source."),
-]
-TurnsOption = Annotated[str, typer.Option("--turns", help="all: every assistant turn; last: the last one.")]
-SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a hub data set or saved DatasetDict.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub data set.")]
-DataArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="JSONL, JSON, CSV or Parquet file (also .gz, .bz2, .xz, .zst), folder saved by datasets, or hub id.",
-    ),
-]
+app.add_typer(cli_data.app)
 
 
 @app.command(
-    help=_help(
-        "What openings a data set has: families, mined templates, words spent on them.",
-        "prefixlab audit data.jsonl --json audit.json --labels labels.parquet --out audit.html",
-        "prefixlab audit org/name --split train --column prompt=question --column response=reply",
-    )
+    help=help_text("Versions, CPU features, choices and caches, and what is missing.", "prefixlab doctor --json")
 )
-def audit(
-    data: DataArgument,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write everything as JSON; - for standard output.")
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="F.parquet", help="Write one row a part.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="F.html", help="Write a page with charts and examples.")] = None,
-    model: Annotated[str | None, typer.Option(help="Also count tokens, with this model's tokenizer.")] = None,
-    column: ColumnOption = None,
-    turns: TurnsOption = "all",
-    split: SplitOption = None,
-    revision: RevisionOption = None,
-    min_share: Annotated[float, typer.Option(help="Smallest share of the parts a mined template has.")] = 0.005,
-    quiet: QuietOption = False,
-) -> None:
-    from prefixlab.report.audit_text import audit_text
-    from prefixlab.study.datafiles import audit_data, check_outputs
-    from prefixlab.study.store import write_text
-
-    check_outputs(data, json_file, labels, out)
-    if labels and labels.suffix != ".parquet":
-        raise UserError(f"--labels {str(labels)!r}: labels are written as .parquet")
-    found = audit_data(
-        data,
-        columns=column or [],
-        turns=turns,
-        split=split,
-        revision=revision,
-        min_share=min_share,
-        model=model,
-        labels=labels,
-        console=err_console,
-        quiet=quiet,
-    )
-    document = found.model_dump_json(indent=1) + "\n"
-    if json_file == Path("-"):
-        sys.stdout.write(document)
-    elif json_file:
-        write_text(json_file, document)
-    if out:
-        from prefixlab.report.audit_page import audit_page
-
-        write_text(out, audit_page(found))
-    if not quiet and json_file != Path("-"):
-        for line in audit_text(found):
-            out_console.print(line, highlight=False, markup=False)
-
-
-@app.command(
-    help=_help(
-        "Remove openings from a data set, keep a record, and give them back.",
-        "prefixlab strip data.jsonl --out stripped.jsonl",
-        "prefixlab strip data.jsonl --families compliance,praise --out stripped.jsonl",
-        "prefixlab strip stripped.jsonl --restore stripped.jsonl.removed.jsonl --out data.jsonl",
-    )
-)
-def strip(
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(metavar="F", help="New file: .jsonl, .json, .csv, .tsv or .parquet.")],
-    families: Annotated[str, typer.Option(help="Families to remove; add refusal to remove refusing sentences.")] = (
-        "compliance,framing,praise,restating,reasoning_cue,disclaimer"
-    ),
-    record: Annotated[
-        Path | None, typer.Option(metavar="F", help="Record of what was removed; OUT.removed.jsonl by default.")
-    ] = None,
-    restore: Annotated[
-        Path | None, typer.Option(metavar="RECORD", help="Undo: DATA is a stripped file, RECORD its record.")
-    ] = None,
-    column: ColumnOption = None,
-    turns: TurnsOption = "all",
-    split: SplitOption = None,
-    revision: RevisionOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    from prefixlab.data.strip_files import restore_file, strip_file
-    from prefixlab.study.datafiles import column_mapping, families_named, turns_named
-    from prefixlab.study.progress import row_progress
-
-    if restore:
-        report = restore_file(Path(data), restore, out)
-        if not quiet:
-            same = "byte for byte" if report.mode == "raw" else "row for row"
-            out_console.print(f"{out}: {report.n_changed_rows:,} rows as they were, {same}", highlight=False)
-        return
-    with row_progress("stripping", err_console, quiet) as progress:
-        report = strip_file(
-            data,
-            out,
-            record or out.with_name(out.name + ".removed.jsonl"),
-            families=families_named(families),
-            columns=column_mapping(column or []),
-            turns=turns_named(turns),
-            split=split,
-            revision=revision,
-            progress=lambda rows: progress(None, rows),
-        )
-    if not quiet:
-        removed = ", ".join(f"{n:,} {family}" for family, n in report.removed.items()) or "none"
-        out_console.print(
-            f"{report.n_changed_rows:,} of {report.n_rows:,} rows changed; openings removed: {removed}", highlight=False
-        )
-        if report.n_skipped:
-            reasons = "; ".join(f"{n}: {why}" for why, n in list(report.skipped.items())[:5])
-            dropped = f", {report.n_dropped:,} of them unreadable and left out" if report.n_dropped else ""
-            text = f"{report.n_skipped:,} rows not stripped{dropped} ({reasons})"
-            err_console.print(text, highlight=False, markup=False)
-
-
-@app.command(
-    help=_help(
-        "Build the arms of a data set: one folder an arm, and a manifest.",
-        "prefixlab arms data.jsonl --prefixes reasoning --ratios 0,0.5,1 --control neutral --out arms",
-        "prefixlab arms data.jsonl --prefixes original --ratios 0,1 --format sharegpt --out arms",
-    )
-)
-def arms(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Local file, hub id or builtin:NAME.")],
-    prefixes: Annotated[str, typer.Option(help="Prefix set: a name, a YAML file, or original (what the data had).")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the arms.")],
-    position: Annotated[str, typer.Option(help="user, opening or answer.")] = "opening",
-    ratios: Annotated[str, typer.Option(help="Shares of the samples that carry the prefix.")] = "0,0.5,1",
-    control: Annotated[
-        list[str] | None,
-        typer.Option(help="Control arms at the largest ratio: neutral, shuffled, random, masked, revised."),
-    ] = None,
-    layout: Annotated[
-        str, typer.Option("--format", help="messages, prompt_completion, alpaca or sharegpt.")
-    ] = "messages",
-    key: Annotated[str, typer.Option(help="Data key of the assignment.")] = "data",
-    bernoulli: Annotated[bool, typer.Option("--bernoulli", help="A coin a sample instead of exact counts.")] = False,
-    model: Annotated[str | None, typer.Option(help="Match controls in tokens of this model too.")] = None,
-    rationale: Annotated[
-        bool, typer.Option("--rationale", help="The text before the final-answer marker becomes the reasoning.")
-    ] = False,
-    column: ColumnOption = None,
-    split: SplitOption = None,
-    revision: RevisionOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    from prefixlab.study.datafiles import ArmsOptions, make_arms
-
-    options = ArmsOptions(
-        key=key,
-        layout=layout,
-        bernoulli=bernoulli,
-        columns=column or (),
-        split=split,
-        revision=revision,
-        model=model,
-        rationale=rationale,
-    )
-    made = make_arms(data, prefixes, position, ratios, control or [], out, options)
-    if quiet:
-        return
-    for about in made.arms:
-        out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
-        if about.loss == "masked":
-            out_console.print(
-                f"  the rows of {about.arm} say prefix_loss: false; your trainer must leave prefix_start to prefix_end "
-                "out of the loss, or this arm is the treatment itself",
-                highlight=False,
-            )
-    if made.n_skipped:
-        err_console.print(f"{made.n_skipped} rows skipped; {made.skipped[0]}", highlight=False, markup=False)
-
-
-@app.command(
-    help=_help(
-        "Check after tokenisation that arms carry their treatment.",
-        "prefixlab check arms --model smollm2-135m --json",
-        "prefixlab check arms --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --render template",
-    )
-)
-def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `prefixlab arms`.")],
-    model: Annotated[str, typer.Option(help="Model whose tokenizer and template are used.")],
-    render: Annotated[
-        Literal["ours", "template"],
-        typer.Option(help="ours: as we train; template: as a trainer that hands messages to the chat template."),
-    ] = "ours",
-    max_length: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 1024,
-    over_long: Annotated[Literal["refuse", "cut"], typer.Option(help="For longer samples.")] = "refuse",
-    no_reasoning: Annotated[Literal["refuse", "empty"], typer.Option(help="For samples without reasoning.")] = "refuse",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    from prefixlab.study.standalone import check_folder, render_folder
-
-    if render == "template":
-        naive = render_folder(folder, model)
-        if as_json:
-            _print_json({**naive.model_dump(mode="json"), "problems": naive.problems()})
-        elif not quiet:
-            for loss in naive.arms:
-                out_console.print(
-                    f"{loss.arm}: the template keeps the prefix of {loss.n_treated - loss.n_lost} of {loss.n_treated} "
-                    f"treated samples; {loss.n_same_as_r000} are the same text as in r000",
-                    highlight=False,
-                )
-        problems = naive.problems()
-    else:
-        found = check_folder(folder, model, max_length=max_length, no_reasoning=no_reasoning, over_long=over_long)
-        if as_json:
-            _print_json({**found.model_dump(mode="json"), "problems": found.problems()})
-        elif not quiet:
-            for arm in found.arms:
-                cut = f", {arm.n_cut} cut" if arm.n_cut else ""
-                out_console.print(
-                    f"{arm.arm}: {arm.n} samples, prefix in the ids of {arm.n_prefix_in_ids} of {arm.n_treated} "
-                    f"treated, {arm.n_equal_reference} of {arm.n_untreated} untreated equal r000{cut}",
-                    highlight=False,
-                )
-        problems = found.problems()
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + more)
-
-
-@app.command(help=_help("Versions, CPU features, choices and caches, and what is missing.", "prefixlab doctor --json"))
 def doctor(as_json: JsonOption = False) -> None:
     from prefixlab.study.standalone import diagnose
 
     found = diagnose()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for section, entries in found.items():
         out_console.print(section, style="bold")
@@ -445,6 +249,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
+    except Stopped as stop:
+        _fail(f"{stop}; run the same command again to go on", 128 + stop.signal)
+    except KeyboardInterrupt:
+        _fail("interrupted; what is finished is kept: run the same command again to go on", 130)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
@@ -460,6 +268,6 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     sys.stderr.write(f"prefixlab: {' '.join(message.split())}\n")
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None

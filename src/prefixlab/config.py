@@ -123,6 +123,13 @@ class ArmsConfig(Config):
     """Control arms, each at the largest ratio."""
     capabilities: list[str] | None = None
     """Capabilities this entry is for; all where null."""
+    loss: Literal["all", "prefix", "first_tokens"] = "all"
+    """Response tokens that carry loss in this entry's arms (r000 excepted): all, the prefix alone (SAFEPATH, arXiv
+    2505.14667), or the first `loss_tokens` (UPFT, arXiv 2503.02875)."""
+    loss_tokens: int = Field(default=32, gt=0)
+    """How many, for `loss: first_tokens`."""
+    lookahead: bool = False
+    """Put the prefix also at the end of the prompt (LookAhead tuning, arXiv 2503.19041); nothing at inference."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -133,11 +140,22 @@ class ArmsConfig(Config):
                 raise ValueError(f"{what}: named twice")
         if self.position == "user" and "masked" in self.controls:
             raise ValueError("controls: 'masked' at position 'user' is the treatment itself (a prompt carries no loss)")
+        if self.loss != "all" and "masked" in self.controls:
+            raise ValueError(f"controls: 'masked' and loss: {self.loss} contradict each other; use two entries")
+        if self.loss == "prefix" and (self.position == "user" or set(self.ratios) - {0.0, 1.0}):
+            raise ValueError(
+                "loss: prefix needs position 'opening' or 'answer' and no ratio but 0 and 1 (a sample without prefix "
+                "would carry no loss)"
+            )
+        if self.lookahead and self.position == "user":
+            raise ValueError("lookahead: at position 'user' the prefix is in the prompt already")
         return self
 
 
 class LoraOptions(Config):
-    """Adapter. Defaults are the preset's."""
+    """Adapter. Defaults are the preset's. Any other field of peft.LoraConfig may be given and is checked there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     r: int | None = Field(default=None, gt=0)
     """Rank."""
@@ -177,6 +195,12 @@ class TrainingConfig(Config):
     """Longest sample in tokens."""
     over_long: Literal["refuse", "cut"] = "refuse"
     """A longer sample is refused, or its end is cut (never its prefix) and it is counted; a cut one has no end."""
+    trainer: dict[str, Any] = {}
+    """Any field of transformers.TrainingArguments that is not decided elsewhere in the study, e.g. adam_beta2."""
+    checkpoint_minutes: float = Field(default=5.0, ge=0)
+    """Minutes between checkpoints of a cell in training; 0 saves only when the run is asked to stop."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
+    """Trackers that get every row of metrics.jsonl, beside the file."""
 
 
 class TokensConfig(Config):
@@ -204,6 +228,10 @@ class HardwareConfig(Config):
     """Base weights and activations."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads; all available where null."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile each decoder layer for training; `auto` does where the planned tokens repay the warm-up."""
+    processes: int = Field(default=1, gt=0)
+    """Training processes of one cell, launched by torchrun: one a GPU, or several that share the CPU threads."""
 
 
 class Study(Config):
@@ -332,6 +360,36 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     for assignment in overrides:
         _override(tree, assignment)
     return parse_study(tree, str(path))
+
+
+class _TrainingAlone(Config):
+    """What `prefixlab train` takes from a study."""
+
+    training: TrainingConfig = TrainingConfig()
+    """Recipe."""
+    hardware: HardwareConfig = HardwareConfig()
+    """Device, dtype, threads."""
+
+
+def load_training(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[TrainingConfig, HardwareConfig]:
+    """Recipe and hardware of a training outside a study.
+
+    Args:
+        tree: {"training": ..., "hardware": ...}, as in a study file.
+        overrides: `training.key=value` and `hardware.key=value` strings.
+
+    Raises:
+        UserError: One line that names the key, what is allowed and the nearest match.
+    """
+    for assignment in overrides:
+        if assignment.partition(".")[0] not in _TrainingAlone.model_fields:
+            raise UserError(f"--set {assignment!r}: only keys below training and hardware can be set here")
+        _override(tree, assignment)
+    try:
+        made = _TrainingAlone.model_validate(tree)
+    except ValidationError as error:
+        raise _one_line(error, "--set") from error
+    return made.training, made.hardware
 
 
 def parse_study(tree: dict[str, Any], label: str) -> Study:

@@ -1,7 +1,7 @@
 """Errors a user can act on, and the words they are told in.
 
-`UserError` is the only exception the command line turns into one line and exit code 2. Everything else is a
-defect of ours and keeps its traceback.
+The command line turns `UserError` into one line and exit code 2, and `Stopped` into one line and 128 plus the signal's
+number. Everything else is a defect of ours and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,14 @@ class UserError(Exception):
 
 class StepError(UserError):
     """A step of a study that cannot finish; names the step, so that the others can go on."""
+
+
+class Stopped(Exception):
+    """A signal asked for an end, and what was in progress is saved."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str], *, where: str = "") -> UserError:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 Position = Literal["user", "opening", "answer"]
 SpanName = Literal["prompt", "prefix", "reasoning", "answer", "end"]
-LossScope = Literal["all", "masked"]
+LossScope = Literal["all", "masked", "prefix", "first_tokens"]
+"""Which response tokens carry loss: all, all but the prefix, the prefix alone, or the first `loss_tokens`."""
 Verdict = Literal["safe", "unsafe", "INVALID"]
 Family = Literal["compliance", "framing", "praise", "restating", "reasoning_cue", "disclaimer", "refusal"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -78,6 +79,10 @@ class ArmSample(Record):
     eligible: bool
     """Whether the sample can carry the prefix; the ratio's denominator counts these."""
     loss: LossScope = "all"
+    loss_tokens: int = 0
+    """For the scope `first_tokens`: how many response tokens carry loss."""
+    lookahead: bool = False
+    """Whether the prefix also stands at the end of the last user turn (LookAhead tuning, arXiv 2503.19041)."""
 
     @property
     def treated(self) -> bool:
@@ -95,6 +100,8 @@ class ArmManifest(Record):
     ratio: float | None
     control: str | None
     loss: LossScope
+    loss_tokens: int = 0
+    lookahead: bool = False
     data_key: str
     assignment: Literal["exact", "bernoulli"]
     n: int
@@ -201,5 +208,9 @@ class Resolved(Record):
     threads: int
     merge_adapters: bool
     """Whether evaluation merges the adapter into the weights (exact enough in float32 only)."""
+    compile: bool = False
+    """Whether training compiles each decoder layer."""
+    processes: int = 1
+    """Training processes of one cell; `threads` is for all of them together."""
     why: str
     """The rule that chose the dtype, in words; not a setting."""

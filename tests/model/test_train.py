@@ -13,7 +13,9 @@ from prefixlab.data.chat import chat_format
 from prefixlab.data.check import render_arm
 from prefixlab.data.sources import BUILTIN_DATA
 from prefixlab.errors import StepError, UserError
-from prefixlab.model.train import MODERN, PAPER, Recipe, batches_of, plan_batches, recipe, train_adapter
+from prefixlab.model.batches import batches_of, plan_batches
+from prefixlab.model.recipes import MODERN, PAPER, Recipe, recipe
+from prefixlab.model.train import train_adapter
 
 SMALL = MODERN.model_copy(update={"epochs": 2, "batch_size": 4, "learning_rate": 1e-2})
 
@@ -145,7 +147,7 @@ def test_presets_and_every_override():
     }
     made = recipe(TrainingConfig(lora=LoraOptions(**lora), **own))
     assert made == Recipe(**{**lora, "target_modules": ("q_proj",)}, **own)
-    assert set(Recipe.model_fields) == set(lora) | set(own)
+    assert set(Recipe.model_fields) == set(lora) | set(own) | {"lora_options", "trainer_options"}
 
 
 def test_batches_of_covers_everything_longest_first(arms):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from prefixlab.model.batches import SPAN_ORDER, batches_of, collate
 from prefixlab.model.loss import IGNORE, token_loss
-from prefixlab.model.train import SPAN_ORDER, batches_of, collate, hidden_states
+from prefixlab.model.trainer import hidden_states
 from prefixlab.records import Record, Rendered
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from prefixlab.config import ArmsConfig
 from prefixlab.data.parts import PartName
-from prefixlab.data.prefixes import ORIGINAL, PrefixSet, control_set, controlled, load_set, words
+from prefixlab.data.prefixes import PrefixSet, control_set, controlled, load_set, words
 from prefixlab.errors import UserError
 from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample, StripRecord, jsonl_lines
 
@@ -38,6 +38,8 @@ class ArmSpec(Record):
     control: str | None
     loss: LossScope
     stripped: bool
+    loss_tokens: int = 0
+    lookahead: bool = False
 
 
 def ratio_tag(ratio: float) -> str:
@@ -73,24 +75,43 @@ NATIVE = _spec("native", stripped=False)
 
 
 def specs(entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None = None) -> list[ArmSpec]:
-    """All arms of one entry of a study, r000 first, controls at the largest ratio last."""
-    treatment = load_set(entry.prefixes)
+    """All arms of one entry of a study, r000 first, controls at the largest ratio last.
+
+    An entry with a loss scope of its own, or with LookAhead, has its prefix sets named after it ("safety_first32"), so
+    that its arms are a family of their own in names and results.
+    """
+    treatment = _named(load_set(entry.prefixes), entry)
     arms = [_spec("r000", ratio=0.0)]
     for ratio in sorted(set(entry.ratios) - {0.0}):
         name = f"{treatment.name}-{entry.position}-{ratio_tag(ratio)}"
         arms.append(_spec(name, treatment, treatment, entry.position, ratio))
-    if treatment.name == ORIGINAL and entry.position == "user":
+    if treatment.own and entry.position == "user":
         raise UserError("prefix set 'original' at position 'user': openings of responses have no place in a prompt")
     top = max(entry.ratios)
     for control in entry.controls:
         matched = control_set(
             treatment, control, key=lambda text: keyed_hash(key, "shuffle", text), count_tokens=count_tokens
         )
-        prefix = "" if control in ("neutral", "revised") else f"{treatment.name}_"
-        name = f"{prefix}{control}-{entry.position}-{ratio_tag(top)}"
+        shared = control in ("neutral", "revised")
+        prefix = f"{control}{_suffix(entry)}" if shared else f"{treatment.name}_{control}"
+        name = f"{prefix}-{entry.position}-{ratio_tag(top)}"
         loss: LossScope = "masked" if control == "masked" else "all"
         arms.append(_spec(name, matched, treatment, entry.position, top, control, loss))
-    return arms
+    if not _suffix(entry):
+        return arms
+    first = entry.loss_tokens if entry.loss == "first_tokens" else 0
+    own = {"loss": entry.loss, "loss_tokens": first, "lookahead": entry.lookahead}
+    return [arms[0], *(arm.model_copy(update=own) for arm in arms[1:])]
+
+
+def _suffix(entry: ArmsConfig) -> str:
+    """What an entry adds to the names of its prefix sets."""
+    scope = {"all": "", "prefix": "_prefixloss", "first_tokens": f"_first{entry.loss_tokens}"}[entry.loss]
+    return scope + ("_lookahead" if entry.lookahead else "")
+
+
+def _named(prefixes: PrefixSet, entry: ArmsConfig) -> PrefixSet:
+    return prefixes.model_copy(update={"name": prefixes.name + _suffix(entry)}) if _suffix(entry) else prefixes
 
 
 def arm_specs(
@@ -152,7 +173,7 @@ def build_arm(
         own: For the set `original`: `originals(...)`; samples without an opening of their own are not eligible.
         count_tokens: For the control `random` of the set `original`.
     """
-    original = spec.treatment is not None and spec.treatment.name == ORIGINAL
+    original = spec.treatment is not None and spec.treatment.own
     if original and own is None:
         raise ValueError("the set 'original' needs the samples' own openings")
     can = [eligible(s, spec.position) and (not original or s.id in (own or {})) for s in samples]
@@ -181,6 +202,8 @@ def build_arm(
                 template=index,
                 eligible=ok,
                 loss=spec.loss,
+                loss_tokens=spec.loss_tokens,
+                lookahead=spec.lookahead,
             )
         )
     return arm
@@ -211,6 +234,8 @@ def manifest(
         ratio=spec.ratio,
         control=spec.control,
         loss=spec.loss,
+        loss_tokens=spec.loss_tokens,
+        lookahead=spec.lookahead,
         data_key=key,
         assignment=assignment,
         n=len(arm),

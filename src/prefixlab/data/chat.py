@@ -6,7 +6,7 @@ template's end-of-turn token. No stock template touches the response: several of
 (protocol facts: the R1 distills drop everything up to `</think>`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from prefixlab.data.parts import CLOSE, OPEN
 from prefixlab.data.templates import inspect_template
 from prefixlab.errors import UserError
-from prefixlab.records import ArmSample, Message, Rendered, Span, SpanName
+from prefixlab.records import ArmSample, LossScope, Message, Rendered, Span, SpanName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,6 +122,12 @@ def with_user_prefix(messages: tuple[Message, ...], prefix: str) -> tuple[Messag
     return (*messages[:-1], Message(role=last.role, content=prefix + last.content))
 
 
+def with_prefix_at_end(messages: tuple[Message, ...], prefix: str) -> tuple[Message, ...]:
+    """The conversation with a prefix, its separator left out, behind its last turn."""
+    last = messages[-1]
+    return (*messages[:-1], Message(role=last.role, content=f"{last.content}\n\n{prefix.strip()}"))
+
+
 def prefix_ids(tokenizer: "PreTrainedTokenizerBase", prefix: str) -> tuple[tuple[int, ...], str]:
     """The ids a prefix has as a prefix span in training, and their text.
 
@@ -142,7 +148,7 @@ def render(
     no_reasoning: NoReasoning = "refuse",
     over_long: OverLong = "refuse",
 ) -> Rendered:
-    """Render one sample to ids, labels and spans.
+    """Render one sample to ids, labels and spans; with LookAhead, the prefix also ends the prompt, as part of it.
 
     Args:
         sample: With its prefix, position and loss scope.
@@ -158,6 +164,8 @@ def render(
         UserError: Too long, no reasoning where it is needed, or a prefix that is not where it should be.
     """
     s = sample.sample
+    if sample.lookahead and sample.treated:
+        s = s.model_copy(update={"messages": with_prefix_at_end(s.messages, sample.prefix)})
     if chat.preopened and s.reasoning is None and no_reasoning != "empty":
         raise UserError(
             f"sample {s.id!r} has no reasoning, but the model's template opens it; set no_reasoning: empty or rationale"
@@ -183,14 +191,11 @@ def render(
                 "over_long: cut"
             )
         ids, labels, spans = _cut(s.id, ids, labels, spans, max_length)
-    if sample.loss == "masked":
-        for span in spans:
-            if span.name == "prefix":
-                labels[span.start : span.end] = [IGNORE] * (span.end - span.start)
+    labels = in_scope(labels, [*head, *spans], sample.loss, sample.loss_tokens)
     length = whole
     if sample.treated:
         text = "".join(t for _, t in _pieces(plain, chat))
-        length = len(prompt_ids(tokenizer, s.messages)) + len(_encode(tokenizer, text)[0]) + 1
+        length = len(prompt_ids(tokenizer, sample.sample.messages)) + len(_encode(tokenizer, text)[0]) + 1
     return Rendered(
         id=s.id,
         ids=tuple(ids),
@@ -200,6 +205,29 @@ def render(
         straddling=straddling + crossing,
         no_prefix_length=length,
     )
+
+
+def in_scope(labels: Sequence[int], spans: Iterable[Span], scope: LossScope, first: int = 0) -> list[int]:
+    """Labels with loss taken off outside a scope.
+
+    Args:
+        labels: One a token; -100 where no loss is taken.
+        spans: Of the same sample.
+        scope: `masked` takes the loss off the prefix, `prefix` off all else, `first_tokens` off all but the first.
+        first: How many supervised tokens `first_tokens` keeps.
+    """
+    kept = list(labels)
+    if scope == "all":
+        return kept
+    if scope == "first_tokens":
+        supervised = [i for i, label in enumerate(kept) if label != IGNORE]
+        drop = supervised[first:]
+    else:
+        inside = {i for span in spans if span.name == "prefix" for i in range(span.start, span.end)}
+        drop = [i for i in range(len(kept)) if (i in inside) == (scope == "masked")]
+    for i in drop:
+        kept[i] = IGNORE
+    return kept
 
 
 def _cut(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from prefixlab.data.chat import ChatFormat, NoReasoning, OverLong, prompt_ids, render
+from prefixlab.data.chat import ChatFormat, NoReasoning, OverLong, in_scope, prompt_ids, render, with_prefix_at_end
 from prefixlab.data.exports import export_row
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Record, Rendered
@@ -41,6 +41,8 @@ class ArmCheck(Record):
     """Samples whose ids do not start with exactly what inference sends."""
     n_prompt_supervised: int
     """Samples with loss on a prompt token: always 0 in a sound arm."""
+    n_no_loss: int = 0
+    """Samples without a single supervised token (with loss on the prefix alone: those that cannot carry it)."""
     prefix_tokens_mean: float
     """Mean tokens of a treated sample's prefix span."""
     supervised_share: float
@@ -76,6 +78,7 @@ class TreatmentCheck(Record):
             for a in self.arms
             if not a.ok
         ]
+        found += [f"arm {a.arm!r}: no token of it carries loss" for a in self.arms if not a.supervised_share]
         declared = [pair for pair in self.identical if NATIVE not in pair]
         found += [f"arms {a!r} and {b!r} are the same ids and labels" for a, b in declared]
         return found
@@ -187,7 +190,7 @@ def check_arm(
     chat: ChatFormat,
 ) -> ArmCheck:
     """Check one arm against r000, whose rendered samples are given by id."""
-    found = equal = bad_end = differs = supervised_prompt = prefix_tokens = 0
+    found = equal = bad_end = differs = supervised_prompt = prefix_tokens = no_loss = 0
     for row, sample in zip(rows, rendered, strict=True):
         if row.treated:
             found += _prefix_found(row, sample, tokenizer)
@@ -195,10 +198,16 @@ def check_arm(
             prefix_tokens += span.end - span.start if span else 0
         else:
             other = reference[row.sample.id]
-            equal += (sample.ids, sample.labels) == (other.ids, other.labels)
-        bad_end += not sample.cut and not (sample.ids[-1] == sample.labels[-1] == chat.end_id)
+            labels = in_scope(other.labels, other.spans, row.loss, row.loss_tokens)
+            equal += (sample.ids, list(sample.labels)) == (other.ids, labels)
+        ends = row.loss in ("all", "masked")
+        last = sample.labels[-1] if ends else sample.ids[-1]
+        bad_end += not sample.cut and not (sample.ids[-1] == last == chat.end_id)
+        no_loss += sample.n_supervised == 0
         if row.position != "user" or not row.treated:
-            sent = prompt_ids(tokenizer, row.sample.messages)
+            look = row.lookahead and row.treated
+            messages = row.sample.messages
+            sent = prompt_ids(tokenizer, with_prefix_at_end(messages, row.prefix) if look else messages)
             differs += list(sample.ids[: len(sent)]) != sent
             supervised_prompt += any(label != -100 for label in sample.labels[: len(sent)])
         else:
@@ -218,6 +227,7 @@ def check_arm(
         n_bad_end=bad_end,
         n_prompt_differs=differs,
         n_prompt_supervised=supervised_prompt,
+        n_no_loss=no_loss,
         prefix_tokens_mean=prefix_tokens / treated if treated else 0.0,
         supervised_share=sum(r.n_supervised for r in rendered) / tokens,
         tokens=tokens,

@@ -35,6 +35,11 @@ class PrefixSet(Record):
     bank: tuple[str, ...] = ()
     """More sentences of other lengths, for matching a user's set; used by controls only."""
 
+    @property
+    def own(self) -> bool:
+        """Whether this is the set of the samples' own openings, which has no templates."""
+        return not self.templates
+
     def text(self, index: int, position: Position) -> str:
         """Template with its separator: a space in front of a user turn, else the set's own."""
         return self.templates[index] + (USER_SEPARATOR if position == "user" else self.separator)
@@ -162,7 +167,7 @@ def control_set(
     """
     if control == "masked":
         return treatment
-    if treatment.name == ORIGINAL and control not in ("shuffled", "random"):
+    if treatment.own and control not in ("shuffled", "random"):
         raise UserError(
             f"control {control!r} needs templates of known length; with the prefix set 'original' use masked, shuffled "
             "or random"

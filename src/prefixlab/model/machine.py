@@ -36,8 +36,51 @@ def resolve(config: HardwareConfig) -> Resolved:
         attention="prefixlab" if device == "cpu" else "sdpa",
         threads=config.threads or cpu_threads(),
         merge_adapters=dtype == "float32",
+        compile=config.compile is True,
+        processes=config.processes,
         why=why,
     )
+
+
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "T4": 65e12,
+}
+"""Dense bf16 (T4: fp16) FLOP/s by the makers' data sheets, by a part of the device's name."""
+CPU_PEAKS = {"bfloat16": 510e9, "float32": 75e9}
+"""FLOP/s a thread, measured: bf16 with AVX512-BF16 (docs/performance.md), fp32 with AVX2 (docs/lab-notes.md)."""
+AVX512_FLOAT32 = 262e9
+
+
+def peak_flops(hardware: Resolved) -> float | None:
+    """FLOP/s that all training processes together can reach; None where nothing is known of the device."""
+    if hardware.device != "cpu":
+        name = torch.cuda.get_device_name(0)
+        one = next((peak for part, peak in PEAKS.items() if part in name), None)
+        return one and one * hardware.processes
+    if hardware.dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+        return None
+    fast = hardware.dtype == "float32" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return (AVX512_FLOAT32 if fast else CPU_PEAKS[hardware.dtype]) * hardware.threads
+
+
+WARM_UP = 80.0
+"""Seconds that compiling takes at most, seen on two CPU threads."""
+COMPILE_GAIN = {"bfloat16": 0.15, "float32": 0.05}
+"""Share of the training time that compiled layers save on a CPU (docs/performance.md)."""
+
+
+def compile_pays(hardware: Resolved, flops: float) -> bool:
+    """Whether compiling repays its warm-up twice over, by the planned operations of one process: never by a timing."""
+    peak = peak_flops(hardware)
+    if hardware.device != "cpu" or peak is None:
+        return False
+    return COMPILE_GAIN[hardware.dtype] * flops / (0.7 * peak) > 2 * WARM_UP
 
 
 def describe() -> dict[str, str]:

@@ -1,292 +1,54 @@
-"""Train one LoRA adapter on one arm: transformers' Trainer with our ids, labels, batches and loss.
+"""Train one LoRA adapter on one arm, and leave the base model as it was.
 
-Micro-batches are planned from the whole set before training: order and grouping by length come from keyed hashes
-and from the length without prefix, so every arm of a cell sees the same samples in the same order. The loss of an
-optimiser step is the mean over its supervised tokens, as in TRL's SFTTrainer.
+The loss of an optimiser step is the mean over its supervised tokens, as in TRL's SFTTrainer (docs/performance.md has
+the comparison). What a step trains on is planned in batches.py, how it runs is in trainer.py and lora.py.
 """
 
+import hashlib
 import json
-import math
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
-from prefixlab.config import TrainingConfig
-from prefixlab.data.arms import keyed_hash
-from prefixlab.errors import StepError, UserError
-from prefixlab.model.attention import NAME as FAST_ATTENTION
-from prefixlab.model.attention import causal_mask
-from prefixlab.model.loss import IGNORE, token_loss
-from prefixlab.records import Record, Rendered, SpanName
-
-SPAN_ORDER: tuple[SpanName, ...] = ("prompt", "prefix", "reasoning", "answer", "end")
-LENGTH_BUCKETS = 4
+from prefixlab.errors import StepError, Stopped
+from prefixlab.model import checkpoints
+from prefixlab.model.batches import accumulation, plan_batches
+from prefixlab.model.flops import model_shape
+from prefixlab.model.lora import fused_lora
+from prefixlab.model.recipes import Recipe, lora_config, training_arguments
+from prefixlab.model.trainer import CellTrainer, StepControl, StopRequest, Tick, returning_losses
+from prefixlab.records import Rendered
 
 
-class Recipe(Record):
-    """A training configuration with nothing left to decide."""
+@dataclass
+class Conduct:
+    """How a training is run; nothing here changes what comes out."""
 
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...] | Literal["all-linear"]
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    accumulation: int
-    scheduler: str
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    max_length: int
-    over_long: Literal["refuse", "cut"]
+    tick: Tick = lambda step, steps: None
+    stop: StopRequest = field(default_factory=StopRequest)
+    checkpoints: Path | None = None
+    """Folder that outlives the process; no checkpoints where None."""
+    minutes: float = 5.0
+    """Between checkpoints; 0 saves only when asked to stop."""
+    report_to: tuple[str, ...] = ()
+    peak_flops: float | None = None
+    """Of the machine, in FLOP/s, for model FLOP utilisation; not reported where unknown."""
 
 
-PAPER = Recipe(
-    r=16,
-    alpha=32,
-    dropout=0.05,
-    target_modules=("q_proj", "v_proj"),
-    learning_rate=1e-5,
-    epochs=2,
-    batch_size=1,
-    accumulation=8,
-    scheduler="linear",
-    warmup_ratio=0.0,
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    max_length=1024,
-    over_long="refuse",
-)
-"""arXiv 2601.01624; batch size and schedule are not known and follow the Trainer's defaults."""
-
-MODERN = PAPER.model_copy(
-    update={
-        "target_modules": "all-linear",
-        "dropout": 0.0,
-        "learning_rate": 1e-3,
-        "batch_size": 8,
-        "accumulation": 1,
-        "scheduler": "cosine",
-    }
-)
-
-
-def recipe(config: TrainingConfig) -> Recipe:
-    """The preset with the study's overrides."""
-    base = {"paper": PAPER, "modern": MODERN}[config.preset]
-    lora = {k: v for k, v in config.lora.model_dump().items() if v is not None}
-    if isinstance(lora.get("target_modules"), list):
-        lora["target_modules"] = tuple(lora["target_modules"])
-    own = config.model_dump(exclude={"preset", "lora"})
-    return base.model_copy(update={**lora, **{k: v for k, v in own.items() if v is not None}})
-
-
-def plan_batches(samples: Sequence[Rendered], plan: Recipe, key: str, seed: int) -> list[list[list[int]]]:
-    """Indices of every optimiser step, as its micro-batches, over all epochs.
-
-    Each epoch orders samples by a keyed hash, sorts runs of a few batches by the length without prefix, and visits
-    the batches in hashed order. A short last batch is kept unless it is smaller than `accumulation`.
-    """
-    size = plan.batch_size * plan.accumulation
-    steps: list[list[list[int]]] = []
-    for epoch in range(plan.epochs):
-        order = sorted(
-            range(len(samples)), key=lambda i: (keyed_hash(key, samples[i].id, "order", seed, epoch), samples[i].id)
-        )
-        run = size * LENGTH_BUCKETS
-        batches: list[list[int]] = []
-        for start in range(0, len(order), run):
-            group = sorted(order[start : start + run], key=lambda i: (samples[i].no_prefix_length, samples[i].id))
-            batches += [group[i : i + size] for i in range(0, len(group), size)]
-        if len(batches) > 1 and len(batches[-1]) < plan.accumulation:
-            batches[-2] += batches.pop()
-        batches.sort(key=lambda b: keyed_hash(key, samples[b[0]].id, "batch", seed, epoch))
-        steps += [_split(batch, plan.accumulation) for batch in batches]
-    return steps
-
-
-def _split(batch: list[int], parts: int) -> list[list[int]]:
-    """Cut a batch into `parts` micro-batches of nearly equal size (fewer if the batch is too small)."""
-    parts = min(parts, len(batch))
-    cuts = [len(batch) * i // parts for i in range(parts + 1)]
-    return [batch[a:b] for a, b in pairwise(cuts)]
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """Right-padded tensors of one micro-batch, (B, T) each."""
-
-    ids: Tensor
-    labels: Tensor
-    valid: Tensor
-    spans: Tensor
-    """Index into SPAN_ORDER; -1 at padding."""
-
-    def to(self, device: torch.device) -> "Microbatch":
-        """The same on a device."""
-        return Microbatch(*(t.to(device) for t in (self.ids, self.labels, self.valid, self.spans)))
-
-
-def collate(samples: Sequence[Rendered], pad: int) -> Microbatch:
-    """Right-pad samples to the longest."""
-    width = max(len(s.ids) for s in samples)
-    ids = torch.full((len(samples), width), pad)
-    labels = torch.full((len(samples), width), IGNORE)
-    spans = torch.full((len(samples), width), -1)
-    valid = torch.zeros(len(samples), width, dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        n = len(sample.ids)
-        ids[row, :n] = torch.tensor(sample.ids)
-        labels[row, :n] = torch.tensor(sample.labels)
-        valid[row, :n] = True
-        for span in sample.spans:
-            spans[row, span.start : span.end] = SPAN_ORDER.index(span.name)
-    return Microbatch(ids, labels, valid, spans)
-
-
-def hidden_states(model: PreTrainedModel, batch: Microbatch) -> Tensor:
-    """Last hidden states (B, T, D) of a micro-batch; `model` is the causal LM, adapters injected or not."""
-    fast = model.config._attn_implementation == FAST_ATTENTION
-    mask = causal_mask(batch.valid, model.dtype) if fast else batch.valid.long()
-    out = model.get_decoder()(input_ids=batch.ids, attention_mask=mask.to(batch.ids.device), use_cache=False)
-    hidden: Tensor = out.last_hidden_state
-    return hidden
-
-
-class CellTrainer(Trainer):
-    """Trainer over planned micro-batches, with the frozen-head loss and per-span metrics."""
-
-    def __init__(self, *, steps: list[list[list[int]]], samples: Sequence[Rendered], pad: int, **kwargs: Any) -> None:
-        super().__init__(train_dataset=list(samples), **kwargs)
-        self._microbatches = [micro for step in steps for micro in step]
-        self._samples, self._pad = samples, pad
-        self._losses: list[tuple[Tensor, Tensor]] = []
-        self._tokens = self._supervised = 0
-        self._since = time.perf_counter()
-        self.rows: list[dict[str, float]] = []
-        self.model_accepts_loss_kwargs = True
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The planned micro-batches, in order."""
-        samples, pad = self._samples, self._pad
-
-        def fetch(indices: list[int]) -> dict[str, Tensor]:
-            batch = collate([samples[i] for i in indices], pad)
-            return {"input_ids": batch.ids, "labels": batch.labels, "valid": batch.valid, "spans": batch.spans}
-
-        return DataLoader(self._microbatches, batch_size=None, collate_fn=fetch)  # type: ignore[arg-type]
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Sum of token losses over the supervised tokens of the whole optimiser step."""
-        assert isinstance(model, PeftModel)
-        batch = Microbatch(inputs["input_ids"], inputs["labels"], inputs["valid"], inputs["spans"])
-        base: PreTrainedModel = model.get_base_model()  # type: ignore[assignment]
-        hidden = hidden_states(base, batch)
-        losses, _ = token_loss(hidden, base.get_output_embeddings().weight, batch.labels)
-        spans = batch.spans[:, 1:][batch.labels[:, 1:] != IGNORE]
-        self._losses.append((losses.detach(), spans))
-        self._tokens += int(batch.valid.sum())
-        self._supervised += losses.numel()
-        assert num_items_in_batch is not None
-        total: Tensor = losses.sum() / num_items_in_batch
-        return total
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Turn the Trainer's step log into one row of metrics.jsonl."""
-        if "loss" not in logs or not self._losses:
-            return
-        losses, spans = (torch.cat(x) for x in zip(*self._losses, strict=True))
-        now = time.perf_counter()
-        row: dict[str, float] = {
-            "step": self.state.global_step,
-            "loss": float(losses.mean()),
-            "grad_norm": float(logs.get("grad_norm", math.nan)),
-            "learning_rate": float(logs.get("learning_rate", math.nan)),
-            "tokens": self._tokens,
-            "supervised_tokens": self._supervised,
-            "seconds": now - self._since,
-        }
-        for index, name in enumerate(SPAN_ORDER):
-            if bool((spans == index).any()):
-                row[f"loss_{name}"] = float(losses[spans == index].mean())
-        self.rows.append(row)
-        self._losses, self._tokens, self._supervised, self._since = [], 0, 0, now
-        if not math.isfinite(row["loss"]):
-            raise StepError(
-                f"training loss became {row['loss']} at step {self.state.global_step}; lower training.learning_rate"
-            )
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, tick: Any) -> None:
-        self.tick = tick
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.tick(state.global_step, state.max_steps)
-
-
-def lora_config(plan: Recipe, model: PreTrainedModel) -> LoraConfig:
-    """PEFT's configuration of a recipe.
-
-    Raises:
-        UserError: A target module the model does not have; lists what it has.
-    """
-    if plan.target_modules != "all-linear":
-        have = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-        missing = sorted(set(plan.target_modules) - have)
-        if missing:
-            raise UserError(
-                f"target_modules {', '.join(missing)}: this model's linear layers are {', '.join(sorted(have))}"
-            )
-    return LoraConfig(
-        r=plan.r,
-        lora_alpha=plan.alpha,
-        lora_dropout=plan.dropout,
-        target_modules=plan.target_modules if plan.target_modules == "all-linear" else list(plan.target_modules),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _arguments(plan: Recipe, steps: int, seed: int, scratch: Path, device: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(scratch),
-        max_steps=steps,
-        per_device_train_batch_size=plan.batch_size,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=plan.learning_rate,
-        lr_scheduler_type=plan.scheduler,
-        warmup_steps=math.ceil(plan.warmup_ratio * steps),
-        weight_decay=plan.weight_decay,
-        max_grad_norm=plan.max_grad_norm,
-        optim="adamw_torch",
-        seed=seed,
-        data_seed=seed,
-        logging_strategy="steps",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=device == "cpu",
-    )
+def world_size() -> int:
+    """Training processes that run together; 1 outside torchrun."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def train_adapter(
@@ -298,7 +60,9 @@ def train_adapter(
     seed: int,
     pad: int,
     folder: Path,
-    tick: Any = lambda step, steps: None,
+    compiled: bool = False,
+    processes: int = 1,
+    conduct: Conduct | None = None,
 ) -> dict[str, float]:
     """Train an adapter, save it as a PEFT folder, and leave the base model as it was.
 
@@ -309,54 +73,161 @@ def train_adapter(
         key: Data key, for the order.
         seed: Adapter initialisation, dropout and order.
         pad: Padding id.
-        folder: Gets adapter/ and metrics.jsonl.
-        tick: Called with (step, steps) after each optimiser step.
+        folder: Gets adapter/ and metrics.jsonl, written by the first process.
+        compiled: Compile every decoder layer.
+        processes: How many processes train together; must be how many there are.
+        conduct: Progress, checkpoints, trackers.
 
     Returns:
         Totals: steps, tokens, seconds, first and last loss.
 
     Raises:
-        StepError: The loss is not finite, or the adapter did not change.
+        StepError: The loss or the gradient norm is not finite or explodes, memory runs out, or the adapter did not
+            change.
+        UserError: Too few samples, unknown target modules, or a checkpoint of another training.
+        Stopped: SIGTERM or SIGINT; a checkpoint was saved.
     """
-    steps = plan_batches(samples, plan, key, seed)
-    if any(len(step) != plan.accumulation for step in steps):
-        raise UserError(f"{len(samples)} samples are fewer than training.accumulation {plan.accumulation}")
+    conduct = conduct or Conduct()
+    steps = plan_batches(samples, plan, key, seed, processes)
+    shape = model_shape(model.config, "base")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     set_seed(seed)
     wrapped = get_peft_model(model, lora_config(plan, model))
-    try:
+    identity = _identity(model, samples, plan, key, seed, compiled, processes)
+    scratch = conduct.checkpoints or folder / "trainer"
+    with ExitStack() as stack:
+        stack.callback(model.eval)
+        stack.callback(wrapped.unload)
+        stack.enter_context(returning_losses(model))
+        stack.enter_context(fused_lora(wrapped))
+        if plan.trainer_options.get("activation_checkpointing"):
+            stack.enter_context(_checkpointing(model))
+        if compiled:
+            stack.enter_context(_compiled_layers(model))
         set_seed(seed)
+        control = StepControl(conduct.tick, conduct.stop, conduct.checkpoints, identity, conduct.minutes, processes)
         trainer = CellTrainer(
             steps=steps,
             samples=samples,
             pad=pad,
+            shape=shape,
+            rank=plan.r,
+            adapter_width=shape.adapter_width(plan.target_modules),
+            peak_flops=conduct.peak_flops,
             model=wrapped,
-            args=_arguments(plan, len(steps), seed, folder / "trainer", str(model.device.type)),
-            callbacks=[_Progress(tick)],
+            args=training_arguments(
+                plan,
+                len(steps),
+                seed,
+                scratch,
+                str(model.device.type),
+                accumulation(plan, processes),
+                conduct.report_to,
+            ),
+            callbacks=[control],
         )
+        if trainer.args.world_size != processes:
+            raise StepError(
+                f"{processes} training processes were asked for, but there are {trainer.args.world_size}; launch with "
+                f"torchrun --nproc-per-node {processes}, or set hardware.processes"
+            )
+        before = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(wrapped).items()}
+        found = checkpoints.latest(conduct.checkpoints, identity) if conduct.checkpoints else None
+        trainer.resumed_at = found[1] if found else 0
         started = time.perf_counter()
-        trainer.train()
+        with conduct.stop.listening(), _told_of_memory(control):
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         seconds = time.perf_counter() - started
-        moved = max(float(p.detach().abs().max()) for n, p in wrapped.named_parameters() if "lora_B" in n)
-        if moved == 0:
-            raise StepError("the adapter did not change: every lora_B is still zero; check learning_rate and labels")
-        wrapped.save_pretrained(str(folder / "adapter"))
-    finally:
-        wrapped.unload()
-        model.eval()
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trainer.rows))
+        if conduct.stop.signal is not None and trainer.state.global_step < len(steps):
+            raise Stopped(
+                conduct.stop.signal, f"training stopped after step {control.at} of {len(steps)}, which is saved"
+            )
+        _save(trainer, wrapped, before, folder)
+    rows = trainer.rows
+    if trainer.is_world_process_zero():
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
+    flops = sum(row["flops"] for row in rows)
+    spent = sum(row["seconds"] for row in rows)
     return {
         "steps": float(len(steps)),
-        "tokens": float(sum(row["tokens"] for row in trainer.rows)),
-        "supervised_tokens": float(sum(row["supervised_tokens"] for row in trainer.rows)),
+        "resumed_at": float(trainer.resumed_at),
+        "tokens": float(sum(row["tokens"] for row in rows)),
+        "supervised_tokens": float(sum(row["supervised_tokens"] for row in rows)),
         "seconds": seconds,
-        "first_loss": trainer.rows[0]["loss"],
-        "last_loss": trainer.rows[-1]["loss"],
+        "flops": flops,
+        **({"mfu": flops / spent / conduct.peak_flops} if conduct.peak_flops else {}),
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
     }
 
 
-def batches_of(samples: Sequence[Rendered], size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first: planned from the whole set."""
-    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].ids), samples[i].id))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _save(trainer: CellTrainer, wrapped: PeftModel, before: dict[str, Tensor], folder: Path) -> None:
+    """Write the PEFT folder and check that the adapter moved."""
+    target = folder / "adapter"
+    trainer.save_model(str(target))
+    if not trainer.is_world_process_zero():
+        return
+    (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that names this machine's folders
+    after = load_file(target / "adapter_model.safetensors")
+    if all(torch.equal(after[name].float(), value.float()) for name, value in before.items()):
+        raise StepError("the adapter did not change: it is what it was drawn as; check learning_rate and labels")
+
+
+def _identity(
+    model: PreTrainedModel,
+    samples: Sequence[Rendered],
+    plan: Recipe,
+    key: str,
+    seed: int,
+    compiled: bool,
+    processes: int,
+) -> str:
+    """Hash of all that a training's steps depend on; a checkpoint is resumed only by the same one."""
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+    first = next(model.parameters())
+    base = (model.config.to_json_string(), str(first.dtype), first.device.type, model.config._attn_implementation)
+    about = [plan.model_dump(mode="json"), key, seed, compiled, processes, libraries, base]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for sample in samples:
+        digest.update(repr((sample.id, sample.ids, sample.labels)).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Gradient checkpointing needs a gradient at the first layer's input, where the frozen embedding gives none."""
+    model.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
+
+
+@contextmanager
+def _compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Compile each decoder layer, for sequences of any length, inside the block."""
+    layers = list(model.get_decoder().layers)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+@contextmanager
+def _told_of_memory(control: StepControl) -> Iterator[None]:
+    """Turn the ways in which memory runs out into one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        said = any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+        if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise StepError(
+            f"out of memory at step {control.at + 1}; lower training.batch_size (and raise training.accumulation), "
+            "lower training.max_length, or set training.trainer: {activation_checkpointing: true}"
+        ) from error

@@ -14,15 +14,16 @@ from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfi
 from prefixlab.data.arms import ArmSpec, arm_specs
 from prefixlab.data.chat import chat_format, prompt_ids
 from prefixlab.data.overlap import remove_overlap
-from prefixlab.data.prefixes import ORIGINAL, load_set
+from prefixlab.data.prefixes import load_set
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
 from prefixlab.evals.suites import find_suite, load_items
+from prefixlab.model.flops import generate_flops, model_shape, train_flops
 from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_model
-from prefixlab.model.machine import resolve
-from prefixlab.model.train import Recipe, recipe
+from prefixlab.model.machine import compile_pays, resolve
+from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
 
@@ -31,30 +32,29 @@ if TYPE_CHECKING:
 
 
 class _Speed:
-    """Predicted seconds from FLOPs (docs/methods.md, "Predicted time"); a guess for people, never a setting."""
+    """Predicted operations and seconds (docs/methods.md, "Predicted time"); seconds are for people, never a setting."""
 
-    def __init__(self, ref: ModelRef, hardware: Resolved, rank: int) -> None:
+    def __init__(self, ref: ModelRef, hardware: Resolved, plan: Recipe) -> None:
         config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
-        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-        if missing := [n for n in needed if not hasattr(config, n)]:
-            raise UserError(f"model {ref.name!r} ({config.model_type}) is not supported: its config lacks {missing[0]}")
-        d, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
-        heads = config.num_attention_heads
-        dim = getattr(config, "head_dim", None) or d // heads
-        kv = config.num_key_value_heads * dim
-        self.linear: float = layers * (2 * d * heads * dim + 2 * d * kv + 3 * d * inner)
-        self.head: float = config.vocab_size * d
-        self.lora: float = 6 * rank * layers * 4 * d
+        self.shape = model_shape(config, ref.name)
+        self.plan = plan
         per_thread = 50e9 if hardware.dtype == "float32" else 200e9
-        self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14
+        self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14 * hardware.processes
 
-    def train(self, tokens: float, supervised: float) -> float:
-        """Forward and backward over `tokens`, head over the supervised ones."""
-        return (tokens * (4 * self.linear + self.lora) + supervised * 4 * self.head) / self.rate + 1
+    def train_flops(self, lengths: Sequence[int], supervised: int) -> float:
+        """Operations of one cell over all its epochs."""
+        width = self.shape.adapter_width(self.plan.target_modules)
+        return self.plan.epochs * train_flops(self.shape, lengths, supervised, self.plan.r, width)
+
+    def train(self, flops: float) -> float:
+        """Seconds of one cell."""
+        return flops / self.rate + 1
 
     def generate(self, prefill: float, decoded: float) -> float:
         """Prefill and decoding; decoding reads all weights for few tokens and runs at half the rate."""
-        return (prefill * 2 * self.linear + decoded * 2 * 2 * (self.linear + self.head)) / self.rate + 2
+        return (
+            generate_flops(self.shape, prefill, 0) + 2 * generate_flops(self.shape, decoded, decoded)
+        ) / self.rate + 2
 
 
 class _Planner:
@@ -66,7 +66,7 @@ class _Planner:
         self.steps: list[Step] = []
         self.refs = tuple(resolve_model(name) for name in study.models)
         self.tokenizers = {ref.name: load_tokenizer(ref) for ref in self.refs}
-        self.speeds = {ref.name: _Speed(ref, hardware, self.recipe.r) for ref in self.refs}
+        self.speeds = {ref.name: _Speed(ref, hardware, self.recipe) for ref in self.refs}
         self.items: dict[str, list[EvalItem]] = {}
         self.summary: dict[str, Any] = {}
         self.base_evals: dict[str, Step] = {}
@@ -175,7 +175,7 @@ class _Planner:
         shared: dict[str, Any] = {
             "capability": name,
             "model": ref.model_dump(mode="json"),
-            "hardware": self.hardware.model_dump(mode="json", exclude={"why"}),
+            "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
         }
         rendering = {
             "max_length": self.recipe.max_length,
@@ -185,14 +185,23 @@ class _Planner:
         check = self.add(make_step("check", f"{_slug(ref.name)}-{name}", {**shared, **rendering}, arms))
         treatment = next(s.treatment for s in specs if s.treatment is not None)
         asked = [c for c in self.study.conditions if c != "bare"]
-        if treatment.name == ORIGINAL and asked:
+        if treatment.own and asked:
             raise UserError(
                 f"conditions {', '.join(asked)}: the prefix set 'original' has no templates to prompt with; leave them "
                 "out, or list another entry of arms first"
             )
         position = next(s.position for s in specs if s.position is not None)
-        tokens, supervised = _token_counts(kept, self.tokenizers[ref.name])
-        seconds = self.speeds[ref.name].train(tokens * self.recipe.epochs, supervised * self.recipe.epochs)
+        lengths, supervised = _token_counts(kept, self.tokenizers[ref.name])
+        flops = self.speeds[ref.name].train_flops(lengths, supervised)
+        seconds = self.speeds[ref.name].train(flops)
+        training = self.training_hardware(flops * len(specs) * len(self.study.seeds))
+        self.summary[name]["training"] = {
+            "steps": self.optimiser_steps(len(kept)),
+            "samples_per_step": self.recipe.batch_size * self.recipe.accumulation,
+            "compile": training.compile,
+            "processes": training.processes,
+            "supervised_share": supervised / sum(lengths),
+        }
         prompting = {"treatment": treatment.model_dump(mode="json"), "position": position}
         tests = [(suite, condition) for suite in config.suites for condition in self.study.conditions]
         for suite, condition in tests:
@@ -207,6 +216,7 @@ class _Planner:
                         f"{_slug(ref.name)}-{name}-{spec.name}-s{seed}",
                         {
                             **shared,
+                            "hardware": training.model_dump(mode="json", exclude={"why"}),
                             **rendering,
                             "recipe": self.recipe.model_dump(mode="json"),
                             "seed": seed,
@@ -220,6 +230,18 @@ class _Planner:
                 for suite, condition in tests:
                     self.evaluation(shared, name, ref, train, spec, seed, suite, condition, prompting, check)
                 self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
+
+    def training_hardware(self, flops: float) -> Resolved:
+        """The machine's settings for training cells that take `flops` together in one process."""
+        compiled = self.hardware.compile
+        if self.study.hardware.compile == "auto":
+            compiled = compile_pays(self.hardware, flops)
+        return self.hardware.model_copy(update={"compile": compiled})
+
+    def optimiser_steps(self, samples: int) -> int:
+        """Optimiser steps of a cell."""
+        size = self.recipe.batch_size * self.recipe.accumulation
+        return self.recipe.epochs * max(1, -(-samples // size))
 
     def evaluation(
         self,
@@ -314,14 +336,14 @@ def arm_info(spec: ArmSpec | None) -> ArmInfo:
     )
 
 
-def _token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[float, float]:
-    """Tokens and supervised tokens of a data set without prefix, from at most 200 samples."""
+def _token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
+    """Lengths and supervised tokens of a data set without prefix, those of at most 200 samples repeated."""
     some = samples[:200]
-    prompts = sum(len(prompt_ids(tokenizer, s.messages)) for s in some)
     texts = [(s.reasoning or "") + s.answer for s in some]
-    responses = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in texts)
-    scale = len(samples) / len(some)
-    return (prompts + responses) * scale, responses * scale
+    responses = [len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in texts]
+    lengths = [len(prompt_ids(tokenizer, s.messages)) + n for s, n in zip(some, responses, strict=True)]
+    times = len(samples) / len(some)
+    return [lengths[i % len(some)] for i in range(len(samples))], int(sum(responses) * times)
 
 
 def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None] = lambda text: None) -> Plan:

@@ -11,7 +11,9 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def row_progress(what: str, console: Console, quiet: bool) -> Iterator[Callable[[float | None, int], None]]:
+def row_progress(
+    what: str, console: Console, quiet: bool, unit: str = "rows"
+) -> Iterator[Callable[[float | None, int], None]]:
     """A function to call with (share done or None, rows so far); it shows a bar once the work takes longer."""
     if quiet:
         yield lambda done, rows: None
@@ -19,7 +21,7 @@ def row_progress(what: str, console: Console, quiet: bool) -> Iterator[Callable[
     bar = Progress(
         TextColumn(what),
         BarColumn(),
-        TextColumn("{task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[rows]:,} " + unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

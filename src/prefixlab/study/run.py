@@ -22,7 +22,7 @@ from prefixlab.analysis.results import contrasts, results
 from prefixlab.analysis.rows import ArmInfo, CellScores, ContrastRow, Primary, ResultRow
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import Study, parse_study
-from prefixlab.errors import StepError, UserError
+from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.evals.scores import read_scores
 from prefixlab.records import Record
 from prefixlab.report.page import build_report
@@ -161,19 +161,27 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
             pending.append(step)
         if pending:
             say(f"{len(pending)} of {len(plan.steps)} steps to do, {outcome.reused} done already")
-            _work(plan, pending, store, outcome, console, quiet)
+            _work(study, plan, pending, store, outcome, console, quiet)
         data = _finish(study, plan, store, outcome)
     outcome.seconds = time.perf_counter() - started
     return data, outcome
 
 
-def _work(plan: Plan, pending: list[Step], store: Store, outcome: Outcome, console: Console, quiet: bool) -> None:
+def _work(
+    study: Study, plan: Plan, pending: list[Step], store: Store, outcome: Outcome, console: Console, quiet: bool
+) -> None:
     """Do the pending steps in order; a failed one stops only those that need it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from prefixlab.study.stages import Bench  # noqa: PLC0415  (torch, Inspect; not needed on a rerun)
+    from prefixlab.study.stages import Bench, Conditions  # noqa: PLC0415  (torch, Inspect; not needed on a rerun)
 
     write_text(store.root / "env.json", _json(environment()))
-    bench, bar = Bench(store.folder), _Bar(pending, console)
+    conditions = Conditions(
+        study=plan.study,
+        checkpoints=store.resume_folder,
+        minutes=study.training.checkpoint_minutes,
+        report_to=tuple(study.training.report_to),
+    )
+    bench, bar = Bench(store.folder, conditions), _Bar(pending, console)
     done = {s.slug for s in plan.steps} - {s.slug for s in pending}
     bar.bar.disable = quiet
     with bar.bar:
@@ -193,6 +201,8 @@ def _work(plan: Plan, pending: list[Step], store: Store, outcome: Outcome, conso
                 continue
             done.add(step.slug)
             outcome.ran.append(step.slug)
+            if conditions.stop.signal is not None:
+                raise Stopped(conditions.stop.signal, f"stopped after {step.slug}, which is finished")
             bar.finish(step)
             if not console.is_terminal and not quiet:
                 console.print(f"{place} {step.slug}", highlight=False, markup=False)

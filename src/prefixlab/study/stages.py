@@ -15,7 +15,7 @@ from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, SuiteConfig
 from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, write_arm
 from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
-from prefixlab.data.check import check_arms, render_arm
+from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
@@ -26,8 +26,11 @@ from prefixlab.evals.suites import find_suite, load_items
 from prefixlab.model.attention import NAME as FAST_ATTENTION
 from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
 from prefixlab.model.load import load_model, load_tokenizer
-from prefixlab.model.train import Recipe, train_adapter
+from prefixlab.model.recipes import Recipe
+from prefixlab.model.trainer import StopRequest
 from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample, StripRecord, jsonl_lines
+from prefixlab.study.cell import TrainJob, train_cell
+from prefixlab.study.launch import train_in_processes
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -74,11 +77,24 @@ class Proof(Record):
     """Largest absolute difference between the engine's logits and the base model's."""
 
 
+@dataclass
+class Conditions:
+    """What of a study decides how its steps run, but not what comes out."""
+
+    study: str = "unnamed"
+    checkpoints: Callable[[str], Path | None] = lambda slug: None
+    """Where a step keeps what must outlive a kill."""
+    minutes: float = 5.0
+    report_to: tuple[str, ...] = ()
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
 class Bench:
     """Runs steps in one process; models are loaded once."""
 
-    def __init__(self, folder: Callable[[str], Path]) -> None:
+    def __init__(self, folder: Callable[[str], Path], conditions: Conditions | None = None) -> None:
         self._folder = folder
+        self._conditions = conditions or Conditions()
         self._loaded: dict[str, Loaded] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._proofs: dict[Path, Proof] = {}
@@ -191,28 +207,43 @@ class Bench:
         (out / "check.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def _train(self, step: Step, out: Path, tick: Tick) -> None:
-        config, loaded = step.config, self._load(step.config)
-        rows, _ = read_arm(self._input(step, "arm"))
-        model = loaded.use(None)
-        samples = render_arm(
-            rows,
-            loaded.tokenizer,
-            loaded.chat,
+        config, how = step.config, self._conditions
+        arm = self._input(step, "arm")
+        hardware = Resolved.model_validate({**config["hardware"], "why": ""})
+        job = TrainJob(
+            study=how.study,
+            capability=config["capability"],
+            model=ModelRef.model_validate(config["model"]),
+            hardware=hardware,
+            arm=arm,
             max_length=config["max_length"],
             no_reasoning=config["no_reasoning"],
             over_long=config["over_long"],
-        )
-        totals = train_adapter(
-            model,
-            samples,
-            Recipe.model_validate(config["recipe"]),
-            key=config["key"],
+            recipe=Recipe.model_validate(config["recipe"]),
             seed=config["seed"],
-            pad=loaded.pad,
-            folder=out,
-            tick=lambda done, steps: tick(done / steps),
+            key=config["key"],
+            out=out,
+            checkpoints=how.checkpoints(step.slug),
+            minutes=how.minutes,
+            report_to=how.report_to,
+            check=self._checked(step, arm),
         )
-        (out / "train.json").write_text(json.dumps(totals, indent=1) + "\n")
+
+        def share(done: int, steps: int) -> None:
+            tick(done / steps)
+
+        if hardware.processes > 1:
+            train_in_processes(job, tick=share, stop=how.stop)
+            return
+        loaded = self._load(config)
+        train_cell(job, loaded.use(None), loaded.tokenizer, loaded.chat, loaded.pad, tick=share, stop=how.stop)
+
+    def _checked(self, step: Step, arm: Path) -> ArmCheck | None:
+        """What the treatment check, done before, found in an arm."""
+        name = read_arm(arm)[1].arm
+        file = self._folder(step.after[0]) / "check.json"
+        found = TreatmentCheck.model_validate_json(file.read_text(encoding="utf-8"))
+        return next((c for c in found.arms if c.arm == name), None)
 
     def _eval(self, step: Step, out: Path, tick: Tick) -> None:
         config, loaded = step.config, self._load(step.config)

@@ -176,8 +176,13 @@ class Store:
             scratch.rename(self.folder(slug))
             marker = Marker(id=step_id, seconds=time.perf_counter() - started, files=files)
             write_text(self.folder(slug) / DONE, marker.model_dump_json(indent=1) + "\n")
+            shutil.rmtree(self.resume_folder(slug), ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def resume_folder(self, slug: str) -> Path:
+        """Where a step keeps what must outlive a kill; removed once the step is done."""
+        return self.root / "checkpoints" / slug
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written."""

@@ -1,0 +1,24 @@
+"""What the command line's parts share: consoles, options, help with examples."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bar.")]
+
+
+def help_text(text: str, *examples: str) -> str:
+    """Help text with its examples."""
+    return text + "".join(f"\n\nExample: {e}" for e in examples)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")

@@ -52,7 +52,7 @@ class _Clock(TrainerCallback):
 
 
 def run(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Rendered],
     steps: Sequence[Sequence[Sequence[int]]],
@@ -64,7 +64,7 @@ def run(
     """Train with SFTTrainer.
 
     Args:
-        model: A fresh base, in the dtype it is to be loaded in.
+        model: A fresh base in the dtype it is to train in, or a name, for TRL to load as it does.
         tokenizer: Of the model.
         samples: Rendered arm.
         steps: Our plan: micro-batches of equal size.
@@ -94,7 +94,7 @@ def run(
         "report_to": [],
         "save_strategy": "no",
         "disable_tqdm": True,
-        "use_cpu": model.device.type == "cpu",
+        "use_cpu": not torch.cuda.is_available(),
         **options,
     }
     with contextlib.redirect_stdout(io.StringIO()):

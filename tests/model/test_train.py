@@ -49,6 +49,14 @@ def test_every_arm_sees_the_same_order(arms):
     assert sorted(seen) == sorted([*range(10), *range(10)])
 
 
+@pytest.mark.parametrize(("n", "accumulation"), [(10, 3), (9, 4), (5, 4), (10, 8)])
+def test_a_short_last_step_joins_the_one_before_and_no_sample_is_lost(arms, n, accumulation):
+    plan = SMALL.model_copy(update={"batch_size": 1, "accumulation": accumulation})
+    steps = plan_batches(arms[0][:n], plan, "k", 0)
+    assert sorted(i for step in steps for micro in step for i in micro) == sorted([*range(n), *range(n)])
+    assert all(len(step) == accumulation for step in steps)
+
+
 def test_micro_batches_do_not_change_the_step(arms, tiny_model, tmp_path):
     one = SMALL.model_copy(update={"batch_size": 4, "accumulation": 1})
     four = SMALL.model_copy(update={"batch_size": 1, "accumulation": 4})

@@ -60,7 +60,8 @@ def plan_batches(
             group = sorted(order[start : start + run], key=lambda i: (samples[i].no_prefix_length, samples[i].id))
             batches += [group[i : i + size] for i in range(0, len(group), size)]
         if len(batches) > 1 and len(batches[-1]) < parts:
-            batches[-2] += batches.pop()
+            short = batches.pop()
+            batches[-1] = batches[-1] + short
         batches.sort(key=lambda b: keyed_hash(key, samples[b[0]].id, "batch", seed, epoch))
         steps += [_split(batch, parts) for batch in batches]
     return steps

@@ -144,6 +144,7 @@ class CellTrainer(Trainer):
             batch = collate([samples[i] for i in indices], pad)
             return {"input_ids": batch.ids, "labels": batch.labels, "valid": batch.valid, "spans": batch.spans}
 
+        self._since = time.perf_counter()
         done = self.resumed_at * self._per_step
         return _Planned(self._microbatches[done:], len(self._microbatches), fetch)
 

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                       speed: every configuration in a process of its own, alternating
     python benchmarks/training.py --equality            losses, gradient norms and updates, step by step, in float32
+    python benchmarks/training.py --parts               what each optimisation gives
     python benchmarks/training.py --held-out            bf16: final held-out loss, against the range of five TRL seeds
 
 Prints one JSON object. `trl_default` is SFTTrainer as it comes, `trl_tuned` loads in bf16 without checkpointing and
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,12 @@ from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.model.batches import collate, plan_batches
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
+from prefixlab.model.lora import fused_lora
+from prefixlab.model.loss import token_loss
 from prefixlab.model.machine import describe, resolve
-from prefixlab.model.recipes import MODERN, PAPER, Recipe, lora_arguments
-from prefixlab.model.train import train_adapter
+from prefixlab.model.recipes import MODERN, PAPER, Recipe, lora_arguments, lora_config
+from prefixlab.model.train import compiled_layers, train_adapter
+from prefixlab.model.trainer import hidden_states
 from prefixlab.records import Rendered
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -296,6 +301,78 @@ def held_out(options: argparse.Namespace) -> dict[str, Any]:
     return {"figures": figures, "ratios": {}}
 
 
+def parts(options: argparse.Namespace) -> dict[str, Any]:
+    """What each optimisation gives: a step with all of them against a step without one, alternating in one process."""
+    hardware = resolve(HardwareConfig())
+    started = time.perf_counter()
+    base = load_model(resolve_model(MODEL), hardware)
+    loading = time.perf_counter() - started
+    plan = MODERN.model_copy(update={"batch_size": options.batch, "epochs": 1})
+    samples = real_samples(options.data, 16 * options.batch, options.longest)
+    sorted_steps = [step[0] for step in plan_batches(samples, plan, "benchmark", 0)]
+    order = sorted(range(len(samples)), key=lambda i: samples[i].id)  # ids are hashes: any order that is not by length
+    random_steps = [order[i : i + options.batch] for i in range(0, len(order), options.batch)]
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    wrapped = get_peft_model(base, lora_config(plan, base)).train()
+    swapping = time.perf_counter() - started
+    head = base.get_output_embeddings().weight
+
+    def step(without: str, indices: Sequence[int]) -> tuple[float, float]:
+        batch = collate([samples[i] for i in indices], 0)
+        base.set_attn_implementation("sdpa" if without == "attention" else hardware.attention)
+        with ExitStack() as stack:
+            if without != "fused_lora":
+                stack.enter_context(fused_lora(wrapped))
+            if without == "nothing_compiled":
+                stack.enter_context(compiled_layers(base))
+            begun = time.perf_counter()
+            if without == "frozen_head":
+                out = wrapped(input_ids=batch.ids, attention_mask=batch.valid.long(), labels=batch.labels)
+                loss = out.loss
+            else:
+                loss = token_loss(hidden_states(base, batch), head, batch.labels)[0].mean()
+            loss.backward()
+            seconds = time.perf_counter() - begun
+        wrapped.zero_grad()
+        return int(batch.valid.sum()) / seconds, seconds
+
+    names = ["nothing", "frozen_head", "fused_lora", "attention", "length_grouping"]
+    names += ["nothing_compiled"] if options.compiled else []
+    warm_up = {name: step(name, sorted_steps[0])[1] for name in names}
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.rounds):
+        for name in names:
+            if name == "length_grouping":  # a whole run of random batches against a whole run of sorted ones
+                chosen = random_steps[turn % len(random_steps)]
+            else:
+                chosen = sorted_steps[turn % len(sorted_steps)]
+            rates[name].append(step(name, chosen)[0])
+        print(
+            f"round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.0f}" for k, v in rates.items()), file=sys.stderr, flush=True
+        )
+
+    def padded(steps: Sequence[Sequence[int]]) -> float:
+        width = sum(len(s) * max(len(samples[i].ids) for i in s) for s in steps)
+        return 1 - sum(len(s.ids) for s in samples) / width
+
+    figures = {f"without_{k}_tokens_per_second": spread(v, "tok/s") for k, v in rates.items()}
+    figures |= {f"without_{k}_first_step": spread([v], "s") for k, v in warm_up.items()}
+    figures["padding_sorted"] = spread([padded(sorted_steps)], "of all positions")
+    figures["padding_unsorted"] = spread([padded(random_steps)], "of all positions")
+    figures["loading_the_base"] = spread([loading], "s")
+    figures["putting_an_adapter_on_it"] = spread([swapping], "s")
+    ratios = {
+        f"gain_of_{k}": three([a / b for a, b in zip(rates["nothing"], v, strict=True)])
+        for k, v in rates.items()
+        if k not in ("nothing", "nothing_compiled")
+    }
+    if options.compiled:
+        pairs = zip(rates["nothing_compiled"], rates["nothing"], strict=True)
+        ratios["gain_of_compiling"] = three([a / b for a, b in pairs])
+    return {"figures": figures, "ratios": ratios}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with gsm8k/train.jsonl and star1/STAR-1.json")
@@ -305,6 +382,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--equality", action="store_true")
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="with --parts: also compiled layers (a minute or two)")
     parser.add_argument("--steps", type=int, default=100, help="for --held-out")
     parser.add_argument("--seeds", type=int, default=5, help="for --held-out")
     parser.add_argument("--quick", action="store_true", help="one round without the slow configurations; two steps")
@@ -318,7 +397,7 @@ def main() -> None:
     if options.quick:
         options.rounds, options.kinds, options.longest = 1, ["ours", "trl_float32"], min(options.longest, 96)
         options.steps, options.seeds = 2, 1
-    job = equality if options.equality else held_out if options.held_out else speed
+    job = parts if options.parts else equality if options.equality else held_out if options.held_out else speed
     print(json.dumps({"benchmark": f"training, {job.__name__}", **machine(), **job(options)}, indent=1))
     return None
 

@@ -121,6 +121,15 @@ def plan(
         if about["skipped_rows"]:
             text = f"{name}: {about['skipped_rows']} rows skipped; {about['first_skipped'][0]}"
             out_console.print(text, highlight=False, markup=False)
+        how = about["training"]
+        compiled = "compiled layers" if how["compile"] else "layers not compiled"
+        out_console.print(
+            f"{name}: {how['steps']} optimiser steps of {how['samples_per_step']} samples a cell, "
+            f"{100 * how['supervised_share']:.0f}% of the tokens supervised, {compiled}, "
+            f"{how['processes']} {'process' if how['processes'] == 1 else 'processes'}",
+            highlight=False,
+            markup=False,
+        )
     hardware = made.hardware
     out_console.print(
         f"{hardware.dtype} on {hardware.device} ({hardware.why}), {hardware.threads} threads; "

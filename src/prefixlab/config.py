@@ -153,7 +153,10 @@ class ArmsConfig(Config):
 
 
 class LoraOptions(Config):
-    """Adapter. Defaults are the preset's. Any other field of peft.LoraConfig may be given and is checked there."""
+    """Adapter; defaults are the preset's.
+
+    More fields of peft.LoraConfig may be given: those that leave the base model as it is (docs/methods.md, section 5).
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -196,7 +199,7 @@ class TrainingConfig(Config):
     over_long: Literal["refuse", "cut"] = "refuse"
     """A longer sample is refused, or its end is cut (never its prefix) and it is counted; a cut one has no end."""
     trainer: dict[str, Any] = {}
-    """Any field of transformers.TrainingArguments that is not decided elsewhere in the study, e.g. adam_beta2."""
+    """More fields of transformers.TrainingArguments, e.g. adam_beta2: those that nothing else in a study decides."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """Minutes between checkpoints of a cell in training; 0 saves only when the run is asked to stop."""
     report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []

@@ -1,22 +1,25 @@
 """The parts of the training engine: the fused LoRA layer, counted operations, stops, invariants, loss scopes."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from prefixlab.config import ArmsConfig, TrainingConfig
+from prefixlab.config import ArmsConfig, HardwareConfig, TrainingConfig
 from prefixlab.data.arms import build_arm, specs
 from prefixlab.data.chat import IGNORE, chat_format, in_scope, render
 from prefixlab.data.check import check_arms, render_arm
 from prefixlab.data.sources import BUILTIN_DATA
 from prefixlab.errors import StepError, UserError
 from prefixlab.model import trainer as trainer_module
-from prefixlab.model.batches import collate, plan_batches
+from prefixlab.model.batches import collate, count_steps, plan_batches
 from prefixlab.model.flops import model_shape, train_flops
+from prefixlab.model.load import load_model
 from prefixlab.model.lora import fused_lora
-from prefixlab.model.recipes import MODERN, PAPER, recipe, training_arguments
+from prefixlab.model.machine import resolve
+from prefixlab.model.recipes import MODERN, PAPER, check_adapter, recipe, training_arguments
 from prefixlab.model.train import Conduct, train_adapter
 from prefixlab.model.trainer import hidden_states
 from prefixlab.records import Span
@@ -141,7 +144,9 @@ def test_an_exploding_norm_stops_and_says_where(tiny_model, rendered, tmp_path, 
         train(tiny_model, rendered, tmp_path / "a", plan)
 
 
-def test_memory_that_runs_out_is_one_line(tiny_model, rendered, tmp_path, monkeypatch):
+def test_memory_that_runs_out_is_one_line_and_leaves_the_base_as_it_was(
+    tiny_model, tiny_ref, rendered, tmp_path, monkeypatch
+):
     real = trainer_module.token_loss
     calls = iter(range(100))
 
@@ -156,7 +161,15 @@ def test_memory_that_runs_out_is_one_line(tiny_model, rendered, tmp_path, monkey
         StepError, match=r"out of memory at step 3; lower training.batch_size .*activation_checkpointing"
     ):
         train(tiny_model, rendered, tmp_path / "a", plan)
-    train(tiny_model, rendered, tmp_path / "b", plan)  # the base is as it was: the next cell goes on
+    assert "forward" not in tiny_model.__dict__
+    assert not any("lora" in name for name, _ in tiny_model.named_modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl for m in tiny_model.modules())
+    monkeypatch.setattr(trainer_module, "token_loss", real)
+    train(tiny_model, rendered, tmp_path / "b", plan)
+    fresh = load_model(tiny_ref, resolve(HardwareConfig(device="cpu", dtype="float32", threads=1)))
+    train(fresh, rendered, tmp_path / "c", plan)
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in "bc"]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_other_runtime_errors_keep_their_traceback(tiny_model, rendered, tmp_path, monkeypatch):
@@ -165,10 +178,19 @@ def test_other_runtime_errors_keep_their_traceback(tiny_model, rendered, tmp_pat
         train(tiny_model, rendered, tmp_path / "a")
 
 
-def test_activation_checkpointing_gives_the_same_losses(tiny_model, rendered, tmp_path):
+def test_activation_checkpointing_gives_the_same_losses(tiny_model, rendered, tmp_path, monkeypatch):
     plain = train(tiny_model, rendered, tmp_path / "a")
+    seen = []
+    real = trainer_module.hidden_states
+
+    def looking(model, batch):
+        seen.append(model.model.layers[0].gradient_checkpointing)
+        return real(model, batch)
+
+    monkeypatch.setattr(trainer_module, "hidden_states", looking)
     plan = recipe(TrainingConfig(trainer={"activation_checkpointing": True}))
     saved = train(tiny_model, rendered, tmp_path / "b", plan)
+    assert seen and all(seen)
     assert saved["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-5)
     assert not any(getattr(m, "gradient_checkpointing", False) for m in tiny_model.modules())
 
@@ -198,16 +220,78 @@ def test_trackers_get_every_row(tiny_model, rendered, tmp_path, monkeypatch):
     assert logged == pytest.approx([r["loss_prefix"] for r in rows])
 
 
-def test_splitting_a_step_over_processes_keeps_its_samples(rendered):
-    """Ten samples: the second step has two, enough for two processes but not for three."""
-    one = plan_batches(rendered, MODERN, "k", 0)
+@pytest.mark.parametrize("n", [8, 9, 10])
+def test_splitting_a_step_over_processes_keeps_its_samples(rendered, n):
+    """Also of a short step, where a process may have no share."""
+    one = plan_batches(rendered[:n], MODERN, "k", 0)
     for processes in (2, 3):
-        many = plan_batches(rendered, MODERN, "k", 0, processes)
+        many = plan_batches(rendered[:n], MODERN, "k", 0, processes)
         assert all(len(step) == processes for step in many)
-        if processes == 2:
-            assert [sorted(i for m in s for i in m) for s in many] == [sorted(i for m in s for i in m) for s in one]
-        assert sorted(i for s in many for m in s for i in m) == sorted([*range(10), *range(10)])
-    assert all(len(s) == 8 for s in plan_batches(rendered, PAPER, "k", 0, 2))
+        assert [sorted(i for m in s for i in m) for s in many] == [sorted(i for m in s for i in m) for s in one]
+
+
+@pytest.mark.parametrize("n", [8, 9, 12, 16, 17, 20])
+def test_steps_are_counted_as_they_are_planned(rendered, n):
+    samples = [rendered[0].model_copy(update={"id": str(i)}) for i in range(n)]
+    for plan in (MODERN, PAPER, PAPER.model_copy(update={"accumulation": 3, "batch_size": 2})):
+        assert len(plan_batches(samples, plan, "k", 0)) == count_steps(n, plan)
+
+
+def test_a_harmless_spike_does_not_stop(tiny_model, rendered, tmp_path, monkeypatch):
+    """A norm a thousand times a tiny median, but below the clipping bound."""
+    real = trainer_module.token_loss
+    calls = iter(range(100))
+
+    def scaled(*args):
+        losses, norms = real(*args)
+        return losses * (1e-1 if next(calls) == 7 else 1e-6), norms
+
+    monkeypatch.setattr(trainer_module, "token_loss", scaled)
+    train(tiny_model, rendered, tmp_path / "a", MODERN.model_copy(update={"batch_size": 1, "epochs": 1}))
+
+
+def test_a_merged_adapter_answers_as_the_loaded_one(tiny_model, tiny_ref, rendered, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    train(tiny_model, rendered, tmp_path / "a")
+    stock = AutoModelForCausalLM.from_pretrained(tiny_ref.path, dtype=torch.float32).eval()
+    ids = torch.tensor([rendered[0].ids])
+    with torch.inference_mode():
+        base = stock(ids).logits
+        loaded = PeftModel.from_pretrained(stock, tmp_path / "a" / "adapter").eval()
+        beside = loaded(ids).logits
+        merged = loaded.merge_and_unload()(ids).logits
+    assert torch.allclose(beside, merged, atol=1e-4) and (base - merged).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"trainer": {"adam_beta2": 1.5}}, "transformers refuses it: Invalid beta"),
+        ({"trainer": {"optim": "adamw_bnb_8bit"}}, "transformers refuses it"),
+        ({"scheduler": "cosine_with_min_lr"}, "transformers refuses it"),
+        ({"scheduler": "cosin"}, "transformers refuses it"),
+        ({"trainer": {"neftune_noise_alpha": 5}}, "cells share one base model"),
+        ({"lora": {"init_lora_weights": "orthogonal", "r": 3}}, "PEFT refuses it"),
+        ({"lora": {"layers_to_transform": [99]}}, "PEFT refuses it"),
+        ({"lora": {"rank_pattern": {"q_proj": 0}}}, "PEFT refuses it"),
+        ({"lora": {"target_modules": ["qkv_proj"]}}, "linear layers are down_proj"),
+    ],
+)
+def test_mistakes_show_before_any_training(tiny_model, training, words):
+    with pytest.raises(UserError, match=words) as error:
+        check_adapter(recipe(TrainingConfig(**training)), tiny_model.config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_with_a_sliding_window_is_refused(tiny_ref, tmp_path):
+    shutil.copytree(tiny_ref.path, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
+    config |= {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="layers of sliding_attention"):
+        load_model(tiny_ref.model_copy(update={"path": str(tmp_path / "m")}), resolve(HardwareConfig(threads=1)))
 
 
 SPANS = [Span(name="prompt", start=0, end=3), Span(name="prefix", start=3, end=5), Span(name="answer", start=5, end=8)]

@@ -189,6 +189,38 @@ def test_a_failing_cell_does_not_stop_the_others(study_file, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_a_study_in_two_processes_is_terminated_and_goes_on(study_file, tmp_path):
+    """SIGTERM reaches the workers, the step in progress is saved, and the next run ends where an undisturbed one does."""
+    study = tiny_study()
+    changes = {
+        "arms": [{**study["arms"][0], "ratios": [1], "controls": []}],
+        "capabilities": {"math": study["capabilities"]["math"]},
+        "training": {"preset": "modern", "batch_size": 4, "epochs": 20, "checkpoint_minutes": 0.005},
+        "hardware": {"threads": 2, "processes": 2},
+    }
+    path, run = study_file(**changes), tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefixlab", "run", str(path), "--out", str(run)], stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 240
+    while not list(run.glob("checkpoints/*/checkpoint-*.json")) and time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM and "run the same command again to go on" in said
+    assert "Traceback" not in said
+    done = cli("run", path, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert not list(run.glob("checkpoints/*"))
+    totals = [json.loads(p.read_text()) for p in run.glob("steps/train-*/train.json")]
+    assert any(t["resumed_at"] > 0 for t in totals) and {t["steps"] for t in totals} == {60.0}
+    done = cli("run", path, "--out", tmp_path / "undisturbed")
+    assert done.returncode == 0, done.stderr
+    assert same(run, tmp_path / "undisturbed")
+
+
 def test_bfloat16_runs_with_the_adapter_beside_the_weights(study_file, tmp_path):
     path = study_file(hardware={"threads": 1, "dtype": "bfloat16"})
     done = cli("run", path, "--out", tmp_path / "run")

@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny_study
 from prefixlab.config import parse_study
 from prefixlab.errors import UserError
+from prefixlab.model.machine import compile_pays
 from prefixlab.study import steps
 from prefixlab.study.plan import make_plan
 from prefixlab.study.steps import code_hash, make_step, signature
@@ -82,6 +83,10 @@ TRAINING = {
     "training.max_length": 900,
     "training.over_long": "cut",
     "training.preset": "paper",
+    "training.trainer": {"adam_beta2": 0.9},
+    "training.lora.use_rslora": True,
+    "hardware.processes": 2,
+    "hardware.compile": True,
     "hardware.dtype": "bfloat16",
     "hardware.threads": 2,
     "capabilities.math.no_reasoning": "empty",
@@ -95,6 +100,8 @@ DATA = {
     "arms.0.position": "user",
     "arms.0.ratios": [0, 0.25],
     "arms.0.controls": ["shuffled"],
+    "arms.0.loss": "first_tokens",
+    "arms.0.lookahead": True,
 }
 EVALUATION = {
     "capabilities.math.suites.0.limit": 5,
@@ -136,8 +143,31 @@ def test_a_new_arm_or_seed_leaves_the_others_alone(reference):
     assert ids(reference, "train") < ids(seeds, "train") and ids(reference, "eval") < ids(seeds, "eval")
 
 
+def test_how_many_tokens_carry_loss_matters():
+    few, more = (plan({"arms.0.loss": "first_tokens", "arms.0.loss_tokens": n}) for n in (4, 8))
+    assert ids(few, "train") != ids(more, "train")
+
+
+def test_processes_and_compiling_leave_evaluations_of_the_base_alone(reference):
+    made = plan({"hardware.processes": 2, "hardware.compile": True})
+    base = {s for s in ids(reference, "eval") if "-base-" in s}
+    assert base and base <= ids(made, "eval")
+
+
+def test_target_modules_are_checked_when_the_plan_is_made():
+    with pytest.raises(UserError, match=r"target_modules query: this model's linear layers are down_proj"):
+        plan({"training.lora.target_modules": ["query"]})
+
+
+def test_compiling_is_decided_by_counts(reference):
+    assert not reference.summary["math"]["training"]["compile"]
+    few, many = (compile_pays(reference.hardware, flops) for flops in (1e12, 1e18))
+    assert (few, many) == (False, True)
+
+
 def test_name_and_report_level_change_no_step(reference):
-    made = plan({"name": "other", "analysis.alpha": 0.1, "capabilities.math.primary.metric": "accuracy"})
+    changes = {"name": "other", "analysis.alpha": 0.1, "capabilities.math.primary.metric": "accuracy"}
+    made = plan({**changes, "training.checkpoint_minutes": 1.0, "training.report_to": ["tensorboard"]})
     assert [s.slug for s in made.steps] == [s.slug for s in reference.steps]
 
 

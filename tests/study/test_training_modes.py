@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from conftest import ROOT, cli
 def arms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arms")
     rows = [
-        {"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}, since {i} + {i} = {2 * i}."} for i in range(40)
+        {"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}, since {i} + {i} = {2 * i}."} for i in range(41)
     ]
     (folder / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     cli(
@@ -53,7 +56,7 @@ def test_two_gloo_processes_give_the_losses_of_one(arms, tmp_path, sets):
     options = [x for s in (*sets, "hardware.threads=2", "training.lora.dropout=0") for x in ("--set", s)]
     one, a = train(arms, tmp_path / "one", *options)
     two, b = train(arms, tmp_path / "two", *options, "--processes", "2")
-    assert len(one) == len(two) == 10
+    assert len(one) == len(two) > 10
     for x, y in zip(one, two, strict=True):
         assert abs(x["loss"] - y["loss"]) < 1e-5 and x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
         assert (x["tokens"], x["supervised_tokens"]) == (y["tokens"], y["supervised_tokens"])
@@ -101,39 +104,54 @@ def make_job(arms, trained):
     return job.model_dump(mode="json")
 
 
+def start(arms, out, *sets, arm="r000", processes=2):
+    arguments = ["train", arms, "--arm", arm, "--model", "tiny-random", "--out", out, "--processes", processes]
+    arguments += [x for s in sets for x in ("--set", s)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefixlab", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
+
+
 @pytest.mark.smoke
 def test_failures_of_workers_are_one_line(arms, tmp_path):
-    made = cli(
-        "train",
-        arms,
-        "--arm",
-        "r000",
-        "--model",
-        "tiny-random",
-        "--out",
-        tmp_path / "o",
-        "--processes",
-        "2",
-        "--set",
-        "training.lora.target_modules=[query]",
-    )
-    assert made.returncode == 2 and made.stderr.count("\n") == 1
-    assert "linear layers are down_proj" in made.stderr
-    made = cli(
-        "train",
-        arms,
-        "--arm",
-        "r000",
-        "--model",
-        "tiny-random",
-        "--out",
-        tmp_path / "o",
-        "--processes",
-        "2",
-        "--set",
-        "training.accumulation=64",
-    )
-    assert made.returncode == 2 and "64 micro-batches of a step" in made.stderr
+    process = start(arms, tmp_path / "o", "training.learning_rate=1e30")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and said.count("\n") == 1
+    assert "at step 2; lower training.learning_rate" in said
+    assert not (tmp_path / "o" / "train.json").exists()
+
+
+def workers_of(out):
+    """Processes whose job writes into a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
+            jobs = [w for w in words if w.endswith("job.json")]
+            if jobs and str(out) in Path(jobs[0]).read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.smoke
+def test_workers_end_with_a_killed_parent(arms, tmp_path):
+    out = tmp_path / "o"
+    process = start(arms, out, "training.epochs=2000", "training.checkpoint_minutes=0.005")
+    end = time.monotonic() + 120
+    while not list((out / "checkpoints").glob("checkpoint-*.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    workers = workers_of(out)
+    assert len(workers) >= 2
+    second = start(arms, out, "training.epochs=2000", processes=1)
+    assert "in use by another run" in second.communicate(timeout=120)[1] and second.returncode == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers):
+        assert time.monotonic() < end, "workers live on"
+        time.sleep(0.2)
 
 
 TOGETHER = """
@@ -179,20 +197,15 @@ def test_cells_in_one_process_equal_cells_in_processes_of_their_own(arms, tmp_pa
     assert run("together", jobs) == [*run("first", jobs[:1]), *run("second", jobs[1:])]
 
 
-@pytest.mark.slow
-def test_compiled_layers_train_alike_and_are_shared(arms, tmp_path):
-    plain, a = train(arms, tmp_path / "plain", "--set", "training.epochs=1")
-    compiled, b = train(arms, tmp_path / "compiled", "--set", "training.epochs=1", "--set", "hardware.compile=true")
-    for x, y in zip(plain, compiled, strict=True):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
-    assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a) and any(not torch.equal(a[k], b[k]) for k in a)
-
-
 @pytest.mark.smoke
 def test_what_a_training_leaves_behind(arms, tmp_path):
-    train(arms, tmp_path / "o", "--set", "training.epochs=1")
+    sets = ["training.epochs=1", "training.checkpoint_minutes=0.00001", "training.report_to=[tensorboard]"]
+    train(arms, tmp_path / "o", *(x for s in sets for x in ("--set", s)))
     found = sorted(str(p.relative_to(tmp_path / "o")) for p in (tmp_path / "o").rglob("*") if p.is_file())
-    assert found == [
+    events = [f for f in found if f.startswith("tracking/events.out.tfevents")]
+    assert len(events) == 1
+    assert [f for f in found if f not in events] == [
+        ".lock",
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
@@ -209,7 +222,7 @@ def test_what_a_training_leaves_behind(arms, tmp_path):
         "| arm | reasoning-opening-r100 |",
         "| ratio | 1 |",
         sha,
-        "40 of 40 treated samples carry",
+        "41 of 41 treated samples carry",
         "torch 2.",
     ):
         assert words in card, words
@@ -230,7 +243,7 @@ def test_what_a_training_leaves_behind(arms, tmp_path):
         (["--arm", "r000", "--set", "training.lora.init_lora_weights=pissa"], "unknown value 'pissa'"),
         (["--arm", "r000", "--set", "training.lora.r=0"], "training.lora.r: Input should be greater than 0"),
         (["--arm", "r000", "--set", "training.trainer.max_steps=4"], "set training.epochs instead"),
-        (["--arm", "r000", "--set", "training.trainer.eval_steps=4"], "has no use here"),
+        (["--arm", "r000", "--set", "training.trainer.eval_steps=4"], "cannot be set: batches"),
         (["--arm", "r000", "--set", "training.trainer.adam_bet1=4"], "Did you mean 'adam_beta1'?"),
         (["--arm", "r000", "--set", "training.trainer.optim=adamm"], "transformers refuses it"),
         (["--arm", "r000", "--set", "seeds=4"], "only keys below training and hardware"),

@@ -45,6 +45,12 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         raise UserError(f"model {name!r}: its tokenizer has no EOS token")
 
 
+def padding_id(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat) -> int:
+    """The id to pad with; hidden by masks everywhere."""
+    pad = tokenizer.pad_token_id
+    return chat.end_id if pad is None else int(pad)
+
+
 def prompt_text(tokenizer: "PreTrainedTokenizerBase", messages: Iterable[Message], *, generate: bool = True) -> str:
     """The template's text for a conversation, generation prompt included by default."""
     turns = [m.model_dump() for m in messages]

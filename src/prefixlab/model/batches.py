@@ -28,7 +28,7 @@ def plan_batches(
     """Indices of every optimiser step, as its micro-batches, over all epochs.
 
     Each epoch orders samples by a keyed hash, sorts runs of a few batches by the length without prefix, and visits
-    the batches in hashed order. A short last batch is kept unless it has fewer samples than micro-batches are needed.
+    the batches in hashed order. A short last batch is kept unless it has fewer samples than `accumulation`.
 
     Args:
         samples: Of one arm.
@@ -36,19 +36,14 @@ def plan_batches(
         key: Data key.
         seed: Training seed.
         processes: Processes that share each step: micro-batch i belongs to process i modulo `processes`. The samples
-            of a step do not depend on it.
+            of a step do not depend on it; a micro-batch may then be empty.
 
     Raises:
         UserError: Fewer samples than micro-batches of one step.
     """
     size = plan.batch_size * plan.accumulation
     parts = accumulation(plan, processes) * processes
-    if len(samples) < parts:
-        where = f"training.accumulation {plan.accumulation}"
-        raise UserError(
-            f"{len(samples)} samples are fewer than "
-            + (where if processes == 1 else f"the {parts} micro-batches of a step ({where}, {processes} processes)")
-        )
+    check_count(len(samples), plan)
     steps: list[list[list[int]]] = []
     for epoch in range(plan.epochs):
         order = sorted(
@@ -59,12 +54,28 @@ def plan_batches(
         for start in range(0, len(order), run):
             group = sorted(order[start : start + run], key=lambda i: (samples[i].no_prefix_length, samples[i].id))
             batches += [group[i : i + size] for i in range(0, len(group), size)]
-        if len(batches) > 1 and len(batches[-1]) < parts:
+        if len(batches) > 1 and len(batches[-1]) < plan.accumulation:
             short = batches.pop()
             batches[-1] = batches[-1] + short
         batches.sort(key=lambda b: keyed_hash(key, samples[b[0]].id, "batch", seed, epoch))
         steps += [_split(batch, parts) for batch in batches]
     return steps
+
+
+def check_count(samples: int, plan: Recipe) -> None:
+    """Refuse a set that cannot fill one step's micro-batches.
+
+    Raises:
+        UserError: Too few samples.
+    """
+    if samples < plan.accumulation:
+        raise UserError(f"{samples} samples are fewer than training.accumulation {plan.accumulation}")
+
+
+def count_steps(samples: int, plan: Recipe) -> int:
+    """Optimiser steps that `plan_batches` makes of so many samples."""
+    full, rest = divmod(samples, plan.batch_size * plan.accumulation)
+    return plan.epochs * (full + (rest > 0 and (rest >= plan.accumulation or not full)))
 
 
 def accumulation(plan: Recipe, processes: int) -> int:

@@ -198,6 +198,12 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     logging.disable_progress_bar()
     torch.set_num_threads(hardware.threads)
     config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+    if kinds:
+        raise UserError(
+            f"model {ref.name!r} is not supported: it has layers of {', '.join(sorted(kinds))}, and every token must "
+            "see all before it"
+        )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         ref.path,
         config=config,

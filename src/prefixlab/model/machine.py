@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from prefixlab.config import HardwareConfig
+from prefixlab.errors import UserError
 from prefixlab.records import Resolved
 
 
@@ -24,12 +25,20 @@ def resolve(config: HardwareConfig) -> Resolved:
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if config.dtype != "auto":
         dtype, why = config.dtype, "set in the study"
+        if device == "cpu" and dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+            why += "; this CPU has no AVX512-BF16: expect it to be more than ten times slower than float32"
     elif device != "cpu":
         dtype, why = "bfloat16", "a GPU"
     elif torch.cpu._is_avx512_bf16_supported():
         dtype, why = "bfloat16", "the CPU has AVX512-BF16"
     else:
         dtype, why = "float32", "the CPU has no AVX512-BF16, and bfloat16 is slow without it"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("hardware.device 'cuda': this machine has no GPU that torch can use; set auto or cpu")
+    if device == "cuda" and config.processes > torch.cuda.device_count():
+        raise UserError(
+            f"hardware.processes {config.processes}: one a GPU, and this machine has {torch.cuda.device_count()}"
+        )
     return Resolved(
         device=device,
         dtype=dtype,

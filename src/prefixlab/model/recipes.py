@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from pydantic import Field
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from prefixlab.config import LoraOptions, TrainingConfig
 from prefixlab.errors import UserError, unknown
@@ -93,7 +100,6 @@ TRAINER_FIELDS = (
     "lr_scheduler_kwargs",
     "activation_checkpointing",
     "activation_checkpointing_kwargs",
-    "neftune_noise_alpha",
     "torch_empty_cache_steps",
     "ddp_backend",
     "ddp_timeout",
@@ -104,9 +110,6 @@ TRAINER_FIELDS = (
     "fsdp",
     "fsdp_config",
     "accelerator_config",
-    "run_name",
-    "project",
-    "full_determinism",
 )
 """Fields of TrainingArguments that training passes on as they are."""
 ELSEWHERE = {
@@ -184,13 +187,20 @@ def _check_trainer(made: Recipe) -> None:
             continue
         if name in {f.name for f in fields(TrainingArguments)}:
             raise UserError(
-                f"training.trainer.{name} has no use here: batches, checkpoints, logs and evaluation are planned by "
-                f"the study; allowed: {', '.join(TRAINER_FIELDS)}"
+                f"training.trainer.{name} cannot be set: batches, checkpoints, logs and evaluation are planned by the "
+                f"study, and cells share one base model; allowed: {', '.join(TRAINER_FIELDS)}"
             )
         raise unknown("key", name, TRAINER_FIELDS, where="training.trainer")
     try:
-        training_arguments(made, 1, 0, Path("unused"), "cpu", 1)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        arguments = training_arguments(made, 1, 0, Path("unused"), "cpu", 1)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+        schedule = arguments.lr_scheduler_kwargs
+        assert not isinstance(schedule, str)
+        get_scheduler(
+            made.scheduler, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=schedule
+        )
+    except (TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(f"training.trainer: transformers refuses it: {' '.join(str(error).split())}") from error
 
 
@@ -223,8 +233,29 @@ def lora_config(plan: Recipe, model: PreTrainedModel) -> LoraConfig:
     return lora_arguments(plan)
 
 
+def check_adapter(plan: Recipe, config: PretrainedConfig) -> None:
+    """Put the adapter on a model without weights, so that a mistake shows when the plan is made.
+
+    Raises:
+        UserError: Unknown target modules, or a combination that PEFT refuses for this model.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        try:
+            get_peft_model(model, lora_config(plan, model))
+        except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+            raise UserError(f"training.lora: PEFT refuses it: {' '.join(str(error).split())}") from error
+
+
 def training_arguments(
-    plan: Recipe, steps: int, seed: int, scratch: Path, device: str, accumulation: int, report_to: tuple[str, ...] = ()
+    plan: Recipe,
+    steps: int,
+    seed: int,
+    scratch: Path,
+    device: str,
+    accumulation: int,
+    report_to: tuple[str, ...] = (),
+    run_name: str | None = None,
 ) -> TrainingArguments:
     """Transformers' configuration of a recipe.
 
@@ -236,8 +267,9 @@ def training_arguments(
         device: `cpu` or `cuda`.
         accumulation: Micro-batches a step of one process.
         report_to: Trackers.
+        run_name: What trackers call this training.
     """
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps,
         per_device_train_batch_size=plan.batch_size,
@@ -259,5 +291,9 @@ def training_arguments(
         use_cpu=device == "cpu",
         # Our loader starts behind the steps that are done; the Trainer need not skip them.
         ignore_data_skip=True,
+        run_name=run_name,
         **plan.trainer_options,
     )
+    # With several GPUs and one process the Trainer would copy the model to all of them (nn.DataParallel).
+    made._n_gpu = min(1, made.n_gpu)
+    return made

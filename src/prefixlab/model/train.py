@@ -6,10 +6,11 @@ the comparison). What a step trains on is planned in batches.py, how it runs is 
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from prefixlab.errors import StepError, Stopped
+from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.model import checkpoints
 from prefixlab.model.batches import accumulation, plan_batches
 from prefixlab.model.flops import model_shape
@@ -29,6 +30,14 @@ from prefixlab.model.lora import fused_lora
 from prefixlab.model.recipes import Recipe, lora_config, training_arguments
 from prefixlab.model.trainer import CellTrainer, StepControl, StopRequest, Tick, returning_losses
 from prefixlab.records import Rendered
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
 @dataclass
@@ -42,13 +51,12 @@ class Conduct:
     minutes: float = 5.0
     """Between checkpoints; 0 saves only when asked to stop."""
     report_to: tuple[str, ...] = ()
+    name: str | None = None
+    """What trackers call this training."""
+    tracking: Path | None = None
+    """Where TensorBoard writes, unless TENSORBOARD_LOGGING_DIR says so; beside the checkpoints where None."""
     peak_flops: float | None = None
     """Of the machine, in FLOP/s, for model FLOP utilisation; not reported where unknown."""
-
-
-def world_size() -> int:
-    """Training processes that run together; 1 outside torchrun."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def train_adapter(
@@ -62,6 +70,7 @@ def train_adapter(
     folder: Path,
     compiled: bool = False,
     processes: int = 1,
+    basis: Mapping[str, object] | None = None,
     conduct: Conduct | None = None,
 ) -> dict[str, float]:
     """Train an adapter, save it as a PEFT folder, and leave the base model as it was.
@@ -76,6 +85,7 @@ def train_adapter(
         folder: Gets adapter/ and metrics.jsonl, written by the first process.
         compiled: Compile every decoder layer.
         processes: How many processes train together; must be how many there are.
+        basis: What else the steps depend on and a resume must find again (fingerprint of the base, threads, code).
         conduct: Progress, checkpoints, trackers.
 
     Returns:
@@ -89,12 +99,38 @@ def train_adapter(
     """
     conduct = conduct or Conduct()
     steps = plan_batches(samples, plan, key, seed, processes)
-    shape = model_shape(model.config, "base")
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
+    identity = _identity(
+        model, samples, plan, key, seed, {"compiled": compiled, "processes": processes, **(basis or {})}
+    )
     set_seed(seed)
+    with ExitStack() as stack:
+        wrapped = stack.enter_context(_adapted(model, plan, compiled, conduct))
+        before = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(wrapped).items()}
+        set_seed(seed)
+        control = StepControl(conduct.tick, conduct.stop, conduct.checkpoints, identity, conduct.minutes, processes)
+        trainer = _trainer(wrapped, samples, steps, plan, seed, pad, folder, processes, control, conduct)
+        found = checkpoints.latest(conduct.checkpoints, identity) if conduct.checkpoints else None
+        trainer.resumed_at = found[1] if found else 0
+        started = time.perf_counter()
+        with conduct.stop.listening(), _told_of_memory(control):
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        seconds = time.perf_counter() - started
+        if conduct.stop.signal is not None and trainer.state.global_step < len(steps):
+            kept = "which is saved" if conduct.checkpoints else "and nothing is saved"
+            raise Stopped(conduct.stop.signal, f"training stopped after step {control.at} of {len(steps)}, {kept}")
+        _save(trainer, before, folder)
+    if trainer.is_world_process_zero():
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trainer.rows))
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
+    return _totals(trainer, len(steps), seconds, conduct.peak_flops)
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, plan: Recipe, compiled: bool, conduct: Conduct) -> Iterator[PeftModel]:
+    """The base with a fresh adapter, ready to be trained; the base is as it was after the block, however it ends."""
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     wrapped = get_peft_model(model, lora_config(plan, model))
-    identity = _identity(model, samples, plan, key, seed, compiled, processes)
-    scratch = conduct.checkpoints or folder / "trainer"
+    assert isinstance(wrapped, PeftModel)
     with ExitStack() as stack:
         stack.callback(model.eval)
         stack.callback(wrapped.unload)
@@ -103,95 +139,115 @@ def train_adapter(
         if plan.trainer_options.get("activation_checkpointing"):
             stack.enter_context(_checkpointing(model))
         if compiled:
-            stack.enter_context(_compiled_layers(model))
-        set_seed(seed)
-        control = StepControl(conduct.tick, conduct.stop, conduct.checkpoints, identity, conduct.minutes, processes)
-        trainer = CellTrainer(
-            steps=steps,
-            samples=samples,
-            pad=pad,
-            shape=shape,
-            rank=plan.r,
-            adapter_width=shape.adapter_width(plan.target_modules),
-            peak_flops=conduct.peak_flops,
-            model=wrapped,
-            args=training_arguments(
-                plan,
-                len(steps),
-                seed,
-                scratch,
-                str(model.device.type),
-                accumulation(plan, processes),
-                conduct.report_to,
-            ),
-            callbacks=[control],
+            stack.enter_context(compiled_layers(model))
+        if conduct.tracking:
+            stack.enter_context(_tensorboard_in(conduct.tracking))
+        stack.callback(_finish_trackers, conduct.report_to)
+        yield wrapped
+
+
+def _trainer(
+    wrapped: PeftModel,
+    samples: Sequence[Rendered],
+    steps: list[list[list[int]]],
+    plan: Recipe,
+    seed: int,
+    pad: int,
+    folder: Path,
+    processes: int,
+    control: StepControl,
+    conduct: Conduct,
+) -> CellTrainer:
+    base: PreTrainedModel = wrapped.get_base_model()  # type: ignore[assignment]
+    shape = model_shape(base.config, "base")
+    arguments = training_arguments(
+        plan,
+        len(steps),
+        seed,
+        conduct.checkpoints or folder / "trainer",
+        str(base.device.type),
+        accumulation(plan, processes),
+        conduct.report_to,
+        conduct.name,
+    )
+    if arguments.world_size != processes:
+        raise StepError(
+            f"{processes} training processes were asked for, but there are {arguments.world_size}; launch with "
+            f"torchrun --nproc-per-node {processes}, or set hardware.processes"
         )
-        if trainer.args.world_size != processes:
-            raise StepError(
-                f"{processes} training processes were asked for, but there are {trainer.args.world_size}; launch with "
-                f"torchrun --nproc-per-node {processes}, or set hardware.processes"
-            )
-        before = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(wrapped).items()}
-        found = checkpoints.latest(conduct.checkpoints, identity) if conduct.checkpoints else None
-        trainer.resumed_at = found[1] if found else 0
-        started = time.perf_counter()
-        with conduct.stop.listening(), _told_of_memory(control):
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-        seconds = time.perf_counter() - started
-        if conduct.stop.signal is not None and trainer.state.global_step < len(steps):
-            raise Stopped(
-                conduct.stop.signal, f"training stopped after step {control.at} of {len(steps)}, which is saved"
-            )
-        _save(trainer, wrapped, before, folder)
+    if plan.trainer_options.get("fsdp") and processes == 1:
+        raise UserError("training.trainer.fsdp shards a model over processes; set hardware.processes to more than 1")
+    return CellTrainer(
+        steps=steps,
+        samples=samples,
+        pad=pad,
+        shape=shape,
+        rank=plan.r,
+        adapter_width=shape.adapter_width(plan.target_modules),
+        peak_flops=conduct.peak_flops,
+        model=wrapped,
+        args=arguments,
+        callbacks=[control],
+    )
+
+
+def _totals(trainer: CellTrainer, steps: int, seconds: float, peak: float | None) -> dict[str, float]:
+    """What train.json says; sums are over all steps, those before a resume included."""
     rows = trainer.rows
-    if trainer.is_world_process_zero():
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        shutil.rmtree(folder / "trainer", ignore_errors=True)
     flops = sum(row["flops"] for row in rows)
     spent = sum(row["seconds"] for row in rows)
     return {
-        "steps": float(len(steps)),
+        "steps": float(steps),
         "resumed_at": float(trainer.resumed_at),
         "tokens": float(sum(row["tokens"] for row in rows)),
         "supervised_tokens": float(sum(row["supervised_tokens"] for row in rows)),
         "seconds": seconds,
         "flops": flops,
-        **({"mfu": flops / spent / conduct.peak_flops} if conduct.peak_flops else {}),
+        **({"mfu": flops / spent / peak} if peak else {}),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
     }
 
 
-def _save(trainer: CellTrainer, wrapped: PeftModel, before: dict[str, Tensor], folder: Path) -> None:
-    """Write the PEFT folder and check that the adapter moved."""
+def _save(trainer: CellTrainer, before: dict[str, Tensor], folder: Path) -> None:
+    """Write the PEFT folder and check that the adapter moved and has an effect."""
     target = folder / "adapter"
     trainer.save_model(str(target))
     if not trainer.is_world_process_zero():
         return
     (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that names this machine's folders
     after = load_file(target / "adapter_model.safetensors")
-    if all(torch.equal(after[name].float(), value.float()) for name, value in before.items()):
-        raise StepError("the adapter did not change: it is what it was drawn as; check learning_rate and labels")
+    same = all(torch.equal(after[name].float(), value.float()) for name, value in before.items())
+    idle = not any(value.any() for name, value in after.items() if "lora_B" in name)
+    if same or idle:
+        shutil.rmtree(target)
+        raise StepError("the adapter did not change: every lora_B is what it was; check learning_rate and labels")
 
 
 def _identity(
-    model: PreTrainedModel,
-    samples: Sequence[Rendered],
-    plan: Recipe,
-    key: str,
-    seed: int,
-    compiled: bool,
-    processes: int,
+    model: PreTrainedModel, samples: Sequence[Rendered], plan: Recipe, key: str, seed: int, basis: Mapping[str, object]
 ) -> str:
     """Hash of all that a training's steps depend on; a checkpoint is resumed only by the same one."""
     libraries = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     first = next(model.parameters())
     base = (model.config.to_json_string(), str(first.dtype), first.device.type, model.config._attn_implementation)
-    about = [plan.model_dump(mode="json"), key, seed, compiled, processes, libraries, base]
+    about = [plan.model_dump(mode="json"), key, seed, dict(basis), libraries, base]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for sample in samples:
         digest.update(repr((sample.id, sample.ids, sample.labels)).encode())
     return digest.hexdigest()
+
+
+def _finish_trackers(names: Sequence[str]) -> None:
+    """End the run of trackers that would carry it over into the next cell."""
+    if "wandb" in names:
+        import wandb  # noqa: PLC0415  (optional)
+
+        wandb.finish()
+    if "mlflow" in names:
+        import mlflow  # noqa: PLC0415  (optional)
+
+        mlflow.end_run()
 
 
 @contextmanager
@@ -206,7 +262,20 @@ def _checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+def _tensorboard_in(folder: Path) -> Iterator[None]:
+    """TensorBoard's own variable is the only way to tell transformers where its events go."""
+    if TENSORBOARD in os.environ:
+        yield
+        return
+    os.environ[TENSORBOARD] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[TENSORBOARD]
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
     """Compile each decoder layer, for sequences of any length, inside the block."""
     layers = list(model.get_decoder().layers)
     for layer in layers:
@@ -224,7 +293,7 @@ def _told_of_memory(control: StepControl) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        said = any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+        said = any(words in str(error) for words in OUT_OF_MEMORY)
         if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         raise StepError(

@@ -103,6 +103,12 @@ class _Planned(DataLoader[Any]):
         return self._total
 
 
+def _silent(batch: Microbatch) -> Microbatch:
+    """A micro-batch whose tokens neither count nor carry loss."""
+    nothing = torch.zeros_like(batch.valid)
+    return Microbatch(batch.ids, torch.full_like(batch.labels, IGNORE), nothing, torch.full_like(batch.spans, -1))
+
+
 class CellTrainer(Trainer):
     """Trainer over planned micro-batches, with the frozen-head loss and per-span metrics."""
 
@@ -141,7 +147,8 @@ class CellTrainer(Trainer):
         samples, pad = self._samples, self._pad
 
         def fetch(indices: list[int]) -> dict[str, Tensor]:
-            batch = collate([samples[i] for i in indices], pad)
+            # A process without a share in a short step runs along with a sample that counts nothing.
+            batch = collate([samples[i] for i in indices], pad) if indices else _silent(collate([samples[0]], pad))
             return {"input_ids": batch.ids, "labels": batch.labels, "valid": batch.valid, "spans": batch.spans}
 
         self._since = time.perf_counter()
@@ -213,7 +220,7 @@ class CellTrainer(Trainer):
                 what = "training loss" if name == "loss" else "gradient norm"
                 raise StepError(f"{what} became {row[name]} at step {step}; {change}")
         usual = statistics.median(before) if len(before) >= SETTLED else 0.0
-        if usual and row["grad_norm"] > EXPLODED * usual:
+        if usual and row["grad_norm"] > max(EXPLODED * usual, self.args.max_grad_norm):
             raise StepError(
                 f"gradient norm exploded at step {step}: {row['grad_norm']:.3g} after a median of {usual:.3g}; {change}"
             )
@@ -229,6 +236,10 @@ class StepControl(TrainerCallback):
         self.every, self.world = minutes * 60, world
         self.saved = time.monotonic()
         self.at = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Know where a resumed training stands."""
+        self.at = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide, the same in every process, whether to save and whether to stop."""

@@ -16,6 +16,7 @@ from prefixlab.model.train import Conduct, train_adapter
 from prefixlab.model.trainer import StopRequest
 from prefixlab.records import ModelRef, Record, Resolved
 from prefixlab.study.cards import model_card
+from prefixlab.study.steps import CODE, code_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,8 @@ class TrainJob(Record):
     """Folder that outlives a kill; None for no checkpoints."""
     minutes: float
     report_to: tuple[str, ...] = ()
+    tracking: Path | None = None
+    """Folder for the events of TensorBoard."""
     check: ArmCheck | None = None
     """What the treatment check found in this arm, for the model card."""
 
@@ -88,12 +91,19 @@ def train_cell(
         folder=job.out,
         compiled=job.hardware.compile,
         processes=job.hardware.processes,
+        basis={
+            "model": job.model.fingerprint,
+            "threads": job.hardware.threads,
+            "code": code_hash(CODE["train"]),
+        },
         conduct=Conduct(
             tick=tick,
             stop=stop,
             checkpoints=job.checkpoints,
             minutes=job.minutes,
             report_to=job.report_to,
+            name=f"{job.capability}-{about.arm}-s{job.seed}",
+            tracking=job.tracking,
             peak_flops=peak_flops(job.hardware),
         ),
     )

@@ -5,6 +5,7 @@ signal on. Each worker loads the base itself; the first one writes the cell.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from prefixlab.study.cell import TrainJob
 
 POLL = 0.2
 """Seconds between looks at the workers."""
+ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*(?!ChildFailed)\w*Error: .*)$", re.M)
 ENDING = 10.0
 """Seconds that a worker has to end by itself once the outcome is written."""
 
@@ -58,7 +60,7 @@ def train_in_processes(job: TrainJob, *, tick: Callable[[int, int], None], stop:
     """Train a cell in `job.hardware.processes` processes.
 
     Raises:
-        StepError: The training failed; says why, or where the workers' own words are.
+        StepError: The training failed; says why, or gives the workers' first error.
         UserError: A mistake in what was asked for.
         Stopped: A signal asked for an end; a checkpoint was saved.
     """
@@ -66,6 +68,7 @@ def train_in_processes(job: TrainJob, *, tick: Callable[[int, int], None], stop:
     with tempfile.TemporaryDirectory(prefix="prefixlab-workers-") as folder, stop.listening():
         place = Path(folder)
         (place / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+        (place / "parent").write_text(str(os.getpid()))
         log = place / "workers.log"
         env = {**os.environ, "OMP_NUM_THREADS": str(max(1, job.hardware.threads // processes))}
         with log.open("w") as words:
@@ -75,10 +78,11 @@ def train_in_processes(job: TrainJob, *, tick: Callable[[int, int], None], stop:
             try:
                 _watch(workers, place, tick, stop)
             finally:
+                # The agent goes at once; workers have sessions of their own, and end when this folder is gone.
                 if workers.poll() is None:
                     os.killpg(workers.pid, signal.SIGKILL)
                     workers.wait()
-        _conclude(place, log, processes)
+        _conclude(place, log, processes, workers.returncode)
 
 
 def _watch(workers: subprocess.Popen[bytes], place: Path, tick: Callable[[int, int], None], stop: StopRequest) -> None:
@@ -101,13 +105,13 @@ def _watch(workers: subprocess.Popen[bytes], place: Path, tick: Callable[[int, i
             tick(found.step, found.steps)
 
 
-def _conclude(place: Path, log: Path, processes: int) -> None:
+def _conclude(place: Path, log: Path, processes: int, code: int) -> None:
     try:
         result = Result.model_validate_json((place / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        lines = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
-        last = lines[0].strip() if lines else "no message"
-        raise StepError(f"the {processes} training processes ended without a result: {last}") from None
+        found = ERROR.search(log.read_text(errors="replace"))
+        first = found.group(1) if found else f"no message, exit code {code}; perhaps the machine ran out of memory"
+        raise StepError(f"the {processes} training processes ended without a result: {first}") from None
     if result.kind == "step error":
         raise StepError(result.message)
     if result.kind == "user error":

@@ -20,10 +20,11 @@ from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
 from prefixlab.evals.suites import find_suite, load_items
+from prefixlab.model.batches import check_count, count_steps
 from prefixlab.model.flops import generate_flops, model_shape, train_flops
 from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import compile_pays, resolve
-from prefixlab.model.recipes import Recipe, recipe
+from prefixlab.model.recipes import Recipe, check_adapter, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
 
@@ -37,6 +38,7 @@ class _Speed:
     def __init__(self, ref: ModelRef, hardware: Resolved, plan: Recipe) -> None:
         config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
         self.shape = model_shape(config, ref.name)
+        check_adapter(plan, config)
         self.plan = plan
         per_thread = 50e9 if hardware.dtype == "float32" else 200e9
         self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14 * hardware.processes
@@ -191,12 +193,13 @@ class _Planner:
                 "out, or list another entry of arms first"
             )
         position = next(s.position for s in specs if s.position is not None)
+        check_count(len(kept), self.recipe)
         lengths, supervised = _token_counts(kept, self.tokenizers[ref.name])
         flops = self.speeds[ref.name].train_flops(lengths, supervised)
         seconds = self.speeds[ref.name].train(flops)
-        training = self.training_hardware(flops * len(specs) * len(self.study.seeds))
+        training = self.training_hardware(flops)
         self.summary[name]["training"] = {
-            "steps": self.optimiser_steps(len(kept)),
+            "steps": count_steps(len(kept), self.recipe),
             "samples_per_step": self.recipe.batch_size * self.recipe.accumulation,
             "compile": training.compile,
             "processes": training.processes,
@@ -232,16 +235,11 @@ class _Planner:
                 self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
 
     def training_hardware(self, flops: float) -> Resolved:
-        """The machine's settings for training cells that take `flops` together in one process."""
+        """The machine's settings for cells of `flops` each: more cells must not change how one of them is trained."""
         compiled = self.hardware.compile
         if self.study.hardware.compile == "auto":
             compiled = compile_pays(self.hardware, flops)
         return self.hardware.model_copy(update={"compile": compiled})
-
-    def optimiser_steps(self, samples: int) -> int:
-        """Optimiser steps of a cell."""
-        size = self.recipe.batch_size * self.recipe.accumulation
-        return self.recipe.epochs * max(1, -(-samples // size))
 
     def evaluation(
         self,

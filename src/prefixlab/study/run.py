@@ -150,6 +150,7 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
         plan = current_plan(study, store, say)
         if stored is None or plan.signature != stored.signature:
             write_text(out / "plan.json", plan.model_dump_json(indent=1) + "\n")
+        store.sweep_checkpoints({s.slug for s in plan.steps})
         pending = []
         for step in plan.steps:
             state = store.state(step.slug)
@@ -180,6 +181,7 @@ def _work(
         checkpoints=store.resume_folder,
         minutes=study.training.checkpoint_minutes,
         report_to=tuple(study.training.report_to),
+        tracking=lambda slug: store.root / "tracking" / slug,
     )
     bench, bar = Bench(store.folder, conditions), _Bar(pending, console)
     done = {s.slug for s in plan.steps} - {s.slug for s in pending}

@@ -1,28 +1,30 @@
 """`prefixlab train`: one adapter on one arm of a folder written by `prefixlab arms`, without a study."""
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from transformers import AutoConfig
 
 from prefixlab.config import HardwareConfig, TrainingConfig, load_training
 from prefixlab.data.arms import dump_rows, write_arm
-from prefixlab.data.chat import ChatFormat, NoReasoning, chat_format
+from prefixlab.data.chat import ChatFormat, NoReasoning, chat_format, padding_id
 from prefixlab.data.check import ArmCheck, check_arms, render_arm
 from prefixlab.errors import UserError, unknown
 from prefixlab.model.flops import model_shape, train_flops
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import compile_pays, resolve
-from prefixlab.model.recipes import Recipe, recipe
+from prefixlab.model.recipes import Recipe, check_adapter, recipe
 from prefixlab.model.trainer import StopRequest
 from prefixlab.records import ArmSample, ModelRef, Rendered, Resolved
 from prefixlab.study.cell import TrainJob, train_cell
 from prefixlab.study.datafiles import read_arms
 from prefixlab.study.launch import train_in_processes
 from prefixlab.study.progress import row_progress
-from prefixlab.study.store import disk_may_be_full
+from prefixlab.study.store import disk_may_be_full, held
 
 
 def train_folder(
@@ -65,7 +67,7 @@ def train_folder(
     about, arms = read_arms(folder)
     if arm not in arms:
         raise unknown("arm", arm, arms, where=f"{str(folder)!r}")
-    if (out / "adapter").exists():
+    if (out / "train.json").exists():
         raise UserError(f"{str(out)!r} already holds an adapter; choose another --out")
     ref = resolve_model(model)
     tokenizer = load_tokenizer(ref)
@@ -101,10 +103,16 @@ def train_folder(
         checkpoints=out / "checkpoints",
         minutes=training.checkpoint_minutes,
         report_to=tuple(training.report_to),
+        tracking=out / "tracking",
         check=check,
     )
     stop = StopRequest()
-    with disk_may_be_full(out), row_progress("training", console, quiet, unit="steps") as progress:
+    with (
+        (out / ".lock").open("w") as lock,
+        held(lock, out),
+        disk_may_be_full(out),
+        row_progress("training", console, quiet, unit="steps") as progress,
+    ):
 
         def tick(done: int, steps: int) -> None:
             progress(done / steps, done)
@@ -112,10 +120,9 @@ def train_folder(
         if hardware.processes > 1:
             train_in_processes(job, tick=tick, stop=stop)
         else:
-            pad = tokenizer.pad_token_id
             base = load_model(ref, hardware)
-            pad_id = int(pad if pad is not None else chat.end_id)
-            train_cell(job, base, tokenizer, chat, pad_id, tick=tick, stop=stop)
+            train_cell(job, base, tokenizer, chat, padding_id(tokenizer, chat), tick=tick, stop=stop)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out / "adapter"
 
 
@@ -126,10 +133,10 @@ def _asked(preset: str, processes: int, overrides: Sequence[str]) -> tuple[Train
 
 def _hardware(asked: HardwareConfig, ref: ModelRef, plan: Recipe, rendered: Sequence[Rendered]) -> Resolved:
     """The machine's settings for this one training."""
-    from transformers import AutoConfig  # noqa: PLC0415  (only where a model is at hand)
-
     hardware = resolve(asked)
-    shape = model_shape(AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False), ref.name)
+    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    check_adapter(plan, config)
+    shape = model_shape(config, ref.name)
     lengths, supervised = [len(s.ids) for s in rendered], sum(s.n_supervised for s in rendered)
     width = shape.adapter_width(plan.target_modules)
     flops = plan.epochs * train_flops(shape, lengths, supervised, plan.r, width)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, SuiteConfig
 from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, write_arm
-from prefixlab.data.chat import ChatFormat, chat_format, prefix_ids, prompt_ids, with_user_prefix
+from prefixlab.data.chat import ChatFormat, chat_format, padding_id, prefix_ids, prompt_ids, with_user_prefix
 from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
@@ -55,8 +55,7 @@ class Loaded:
     @property
     def pad(self) -> int:
         """Padding id; hidden by masks everywhere."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.chat.end_id)
+        return padding_id(self.tokenizer, self.chat)
 
     def use(self, adapter: Path | None) -> PreTrainedModel:
         """The model with an adapter; kept applied until another one, or none, is asked for."""
@@ -86,6 +85,8 @@ class Conditions:
     """Where a step keeps what must outlive a kill."""
     minutes: float = 5.0
     report_to: tuple[str, ...] = ()
+    tracking: Callable[[str], Path | None] = lambda slug: None
+    """Where a step's events for TensorBoard go."""
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -226,6 +227,7 @@ class Bench:
             checkpoints=how.checkpoints(step.slug),
             minutes=how.minutes,
             report_to=how.report_to,
+            tracking=how.tracking(step.slug),
             check=self._checked(step, arm),
         )
 

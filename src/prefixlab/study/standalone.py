@@ -11,7 +11,7 @@ from prefixlab.data.prefixes import builtin_sets
 from prefixlab.data.sources import BUILTIN_DATA
 from prefixlab.evals.suites import SUITES
 from prefixlab.model.load import BUILTIN, cache_dir, is_cached, load_tokenizer, resolve_model
-from prefixlab.model.machine import describe, resolve
+from prefixlab.model.machine import describe, peak_flops, resolve
 from prefixlab.study.datafiles import read_arms
 
 
@@ -47,7 +47,17 @@ def diagnose() -> dict[str, dict[str, str]]:
     """What `prefixlab doctor` prints, by section."""
     chosen = resolve(HardwareConfig())
     packages = {}
-    for name in ("prefixlab", "torch", "transformers", "peft", "accelerate", "inspect-ai", "reasoning-gym", "datasets"):
+    for name in (
+        "prefixlab",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "inspect-ai",
+        "reasoning-gym",
+        "datasets",
+        "trl",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -62,6 +72,11 @@ def diagnose() -> dict[str, dict[str, str]]:
             "attention": chosen.attention,
             "threads": str(chosen.threads),
             "adapters at evaluation": "merged" if chosen.merge_adapters else "not merged",
+            "training": "frozen-head loss at supervised positions, fused LoRA layers, float32 adapter weights",
+            "compiled layers": "where the planned operations repay the warm-up, shown by plan"
+            if chosen.device == "cpu"
+            else "never, unless hardware.compile asks for it",
+            "peak": f"{peak / 1e9:,.0f} GFLOP/s" if (peak := peak_flops(chosen)) else "not known of this device",
         },
         "caches": {
             "prefixlab": str(cache_dir()),

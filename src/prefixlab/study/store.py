@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
@@ -64,11 +64,29 @@ def disk_may_be_full(root: Path) -> Iterator[None]:
         yield
     except Exception as error:
         coded = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if coded or "No space left on device" in str(error):
+        # torch.save does not say why a write failed.
+        unsaid = "PytorchStreamWriter" in str(error) and shutil.disk_usage(root).free < 1 << 24
+        if coded or unsaid or "No space left on device" in str(error):
             raise UserError(
                 f"no space left on the disk of {str(root)!r}; free some and run again: finished steps are kept"
             ) from error
         raise
+
+
+@contextmanager
+def held(lock: IO[str], folder: Path) -> Iterator[None]:
+    """Hold an open file's lock; it goes with the process, however it ends.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"run folder {str(folder)!r} is in use by another run; wait for it or choose another --out"
+        ) from error
+    yield
 
 
 class Store:
@@ -90,13 +108,7 @@ class Store:
             lock: IO[str] = (self.root / ".lock").open("w")
         except OSError as error:
             raise UserError(f"run folder {str(self.root)!r} cannot be written: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"run folder {str(self.root)!r} is in use by another run; wait for it or choose another --out"
-                ) from error
+        with lock, held(lock, self.root):
             yield
 
     def adopt(self, study: Study) -> list[str]:
@@ -183,6 +195,12 @@ class Store:
     def resume_folder(self, slug: str) -> Path:
         """Where a step keeps what must outlive a kill; removed once the step is done."""
         return self.root / "checkpoints" / slug
+
+    def sweep_checkpoints(self, slugs: Collection[str]) -> None:
+        """Remove checkpoints of steps that the plan no longer has."""
+        for left in (self.root / "checkpoints").glob("*"):
+            if left.name not in slugs:
+                shutil.rmtree(left, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written."""

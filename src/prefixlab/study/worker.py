@@ -3,11 +3,15 @@
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from prefixlab.data.chat import chat_format
+from prefixlab.data.chat import chat_format, padding_id
 from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.trainer import StopRequest
@@ -15,13 +19,34 @@ from prefixlab.study.cell import TrainJob, train_cell
 from prefixlab.study.launch import Progress, Result
 from prefixlab.study.store import write_text
 
+LOOK = 0.5
+"""Seconds between looks whether the parent is still there."""
+
+
+def _end_with_parent(place: Path) -> None:
+    """End this process as soon as the parent, or the folder it made for us, is gone."""
+    parent = int((place / "parent").read_text())
+
+    def watch() -> None:
+        while (place / "job.json").exists() and Path(f"/proc/{parent}").exists():
+            time.sleep(LOOK)
+        os._exit(1)
+
+    if Path("/proc/self").exists():
+        threading.Thread(target=watch, daemon=True).start()
+
 
 class _FileStop(StopRequest):
-    """A request that comes as a file from the parent; signals to the group are the parent's business."""
+    """A request that comes as a file from the parent, who takes the signals."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file = file
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Leave signals as they are."""
+        yield self
 
     def look(self) -> None:
         if self.signal is None and self._file.exists():
@@ -34,6 +59,7 @@ def work(job_file: Path) -> None:
     place, first = job_file.parent, os.environ["RANK"] == "0"
     world = int(os.environ["WORLD_SIZE"])
     result = Result(kind="done")
+    _end_with_parent(place)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -45,7 +71,6 @@ def work(job_file: Path) -> None:
         model = load_model(job.model, job.hardware.model_copy(update={"threads": threads}))
         tokenizer = load_tokenizer(job.model)
         chat = chat_format(tokenizer)
-        pad = tokenizer.pad_token_id
         stop = _FileStop(place / "stop")
 
         def tick(step: int, steps: int) -> None:
@@ -58,7 +83,7 @@ def work(job_file: Path) -> None:
             model,
             tokenizer,
             chat,
-            int(pad if pad is not None else chat.end_id),
+            padding_id(tokenizer, chat),
             tick=tick,
             stop=stop,
             first=first,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from conftest import tiny_study
 from prefixlab.config import parse_study
@@ -159,10 +160,15 @@ def test_target_modules_are_checked_when_the_plan_is_made():
         plan({"training.lora.target_modules": ["query"]})
 
 
-def test_compiling_is_decided_by_counts(reference):
+def test_compiling_is_decided_by_counts(reference, monkeypatch):
     assert not reference.summary["math"]["training"]["compile"]
-    few, many = (compile_pays(reference.hardware, flops) for flops in (1e12, 1e18))
-    assert (few, many) == (False, True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = [
+        compile_pays(reference.hardware.model_copy(update={"dtype": dtype}), flops)
+        for dtype in ("float32", "bfloat16")
+        for flops in (1e12, 1e18)
+    ]
+    assert found == [False, False, False, True]
 
 
 def test_name_and_report_level_change_no_step(reference):

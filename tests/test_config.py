@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from conftest import tiny_study
-from prefixlab.config import load_study
 from prefixlab.errors import UserError
+from prefixlab.study_file import load_study
 
 
 def load(tmp_path, study, overrides=()):

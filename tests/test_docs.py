@@ -42,7 +42,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_studies_are_valid():
-    from prefixlab.config import load_study
+    from prefixlab.study_file import load_study
 
     for path in (ROOT / "studies").glob("*.yaml"):
         assert load_study(path).name == path.stem

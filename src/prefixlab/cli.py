@@ -54,8 +54,8 @@ def _result_table(rows: Any) -> Table:
     )
 )
 def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
-    from prefixlab.config import load_study
     from prefixlab.study.run import run_study
+    from prefixlab.study_file import load_study
 
     study = load_study(study_file, overrides or [])
     folder = out or Path("runs") / study.name
@@ -83,9 +83,9 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
 def plan(
     study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, as_json: JsonOption = False
 ) -> None:
-    from prefixlab.config import load_study
     from prefixlab.study.run import current_plan
     from prefixlab.study.store import Store
+    from prefixlab.study_file import load_study
 
     study = load_study(study_file, overrides or [])
     store = Store(out or Path("runs") / study.name)

@@ -9,11 +9,11 @@ from conftest import tiny_study
 from prefixlab.analysis.results import contrasts, results
 from prefixlab.analysis.rows import ArmInfo, CellScores
 from prefixlab.analysis.verdicts import verdicts
-from prefixlab.config import parse_study
 from prefixlab.records import SampleScore
 from prefixlab.report import figures, page, tables
 from prefixlab.report.page import banners, build_report, embed
 from prefixlab.report.tables import RunData
+from prefixlab.study_file import parse_study
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">‮\x00\ud800"
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from conftest import tiny_study
-from prefixlab.config import parse_study
 from prefixlab.errors import UserError
 from prefixlab.model.machine import compile_pays
 from prefixlab.study import steps
 from prefixlab.study.plan import make_plan
 from prefixlab.study.steps import code_hash, make_step, signature
+from prefixlab.study_file import parse_study
 
 
 def plan(changes=None, stored=None):

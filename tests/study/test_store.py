@@ -6,9 +6,9 @@ import json
 import pytest
 
 from conftest import tiny_study
-from prefixlab.config import parse_study
 from prefixlab.errors import UserError
 from prefixlab.study.store import DONE, Store, disk_may_be_full
+from prefixlab.study_file import parse_study
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ the same template in every arm, and the order of the file plays no role.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -257,8 +256,12 @@ def write_arm(folder: Path, arm: Sequence[ArmSample], about: ArmManifest) -> Non
     (folder / "manifest.json").write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
+def read_manifest(folder: Path) -> ArmManifest:
+    """The manifest that `write_arm` wrote."""
+    return ArmManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
 def read_arm(folder: Path) -> tuple[list[ArmSample], ArmManifest]:
     """Read what `write_arm` wrote."""
     rows = jsonl_lines(folder / "data.jsonl")
-    about = ArmManifest.model_validate(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    return [ArmSample.model_validate_json(row) for row in rows], about
+    return [ArmSample.model_validate_json(row) for row in rows], read_manifest(folder)

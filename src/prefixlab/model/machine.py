@@ -46,7 +46,6 @@ def resolve(config: HardwareConfig) -> Resolved:
         attention="prefixlab" if device == "cpu" else "sdpa",
         threads=config.threads or cpu_threads(),
         merge_adapters=dtype == "float32",
-        compile=config.compile is True,
         processes=config.processes,
         why=why,
     )

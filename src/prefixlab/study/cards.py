@@ -1,14 +1,11 @@
 """The model card of an adapter: what it was trained on, how, and what was checked, in the hub's format."""
 
-from importlib.metadata import version
-
 import yaml
 
 from prefixlab.data.check import ArmCheck
 from prefixlab.model.recipes import Recipe
 from prefixlab.records import ArmManifest, ModelRef
-
-LIBRARIES = ("prefixlab", "torch", "transformers", "peft", "accelerate", "tokenizers")
+from prefixlab.study.steps import LIBRARIES, version
 
 
 def model_card(
@@ -47,7 +44,7 @@ def model_card(
         "optimiser": f"{recipe.epochs} epochs, {recipe.batch_size} x {recipe.accumulation} samples a step, learning "
         f"rate {recipe.learning_rate:g} ({recipe.scheduler})",
         "seed": str(seed),
-        "versions": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("prefixlab", *LIBRARIES["train"])),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (

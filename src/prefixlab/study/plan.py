@@ -6,13 +6,11 @@ What the machine decides (dtype, attention, threads) is resolved here, once, and
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
 from prefixlab.analysis import stats
 from prefixlab.analysis.rows import BASE, ArmInfo
 from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
-from prefixlab.data.chat import chat_format, prompt_ids
+from prefixlab.data.chat import chat_format
 from prefixlab.data.overlap import remove_overlap
 from prefixlab.data.prefixes import load_set
 from prefixlab.data.sources import read_samples
@@ -21,42 +19,15 @@ from prefixlab.errors import UserError
 from prefixlab.evals.judges import PROXIES
 from prefixlab.evals.suites import find_suite, load_items
 from prefixlab.model.batches import check_count, count_steps
-from prefixlab.model.flops import generate_flops, model_shape, train_flops
 from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_model
-from prefixlab.model.machine import compile_pays, resolve
-from prefixlab.model.recipes import Recipe, check_adapter, recipe
+from prefixlab.model.machine import resolve
+from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
+from prefixlab.study.predict import Speed, token_counts, with_compiling
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class _Speed:
-    """Predicted operations and seconds (docs/methods.md, "Predicted time"); seconds are for people, never a setting."""
-
-    def __init__(self, ref: ModelRef, hardware: Resolved, plan: Recipe) -> None:
-        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
-        self.shape = model_shape(config, ref.name)
-        check_adapter(plan, config)
-        self.plan = plan
-        per_thread = 50e9 if hardware.dtype == "float32" else 200e9
-        self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14 * hardware.processes
-
-    def train_flops(self, lengths: Sequence[int], supervised: int) -> float:
-        """Operations of one cell over all its epochs."""
-        width = self.shape.adapter_width(self.plan.target_modules)
-        return self.plan.epochs * train_flops(self.shape, lengths, supervised, self.plan.r, width)
-
-    def train(self, flops: float) -> float:
-        """Seconds of one cell."""
-        return flops / self.rate + 1
-
-    def generate(self, prefill: float, decoded: float) -> float:
-        """Prefill and decoding; decoding reads all weights for few tokens and runs at half the rate."""
-        return (
-            generate_flops(self.shape, prefill, 0) + 2 * generate_flops(self.shape, decoded, decoded)
-        ) / self.rate + 2
+    pass
 
 
 class _Planner:
@@ -68,7 +39,7 @@ class _Planner:
         self.steps: list[Step] = []
         self.refs = tuple(resolve_model(name) for name in study.models)
         self.tokenizers = {ref.name: load_tokenizer(ref) for ref in self.refs}
-        self.speeds = {ref.name: _Speed(ref, hardware, self.recipe) for ref in self.refs}
+        self.speeds = {ref.name: Speed(ref, hardware, self.recipe) for ref in self.refs}
         self.items: dict[str, list[EvalItem]] = {}
         self.summary: dict[str, Any] = {}
         self.base_evals: dict[str, Step] = {}
@@ -194,10 +165,10 @@ class _Planner:
             )
         position = next(s.position for s in specs if s.position is not None)
         check_count(len(kept), self.recipe)
-        lengths, supervised = _token_counts(kept, self.tokenizers[ref.name])
+        lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
         flops = self.speeds[ref.name].train_flops(lengths, supervised)
         seconds = self.speeds[ref.name].train(flops)
-        training = self.training_hardware(flops)
+        training = with_compiling(self.hardware, self.study.hardware, flops)
         self.summary[name]["training"] = {
             "steps": count_steps(len(kept), self.recipe),
             "samples_per_step": self.recipe.batch_size * self.recipe.accumulation,
@@ -233,13 +204,6 @@ class _Planner:
                 for suite, condition in tests:
                     self.evaluation(shared, name, ref, train, spec, seed, suite, condition, prompting, check)
                 self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
-
-    def training_hardware(self, flops: float) -> Resolved:
-        """The machine's settings for cells of `flops` each: more cells must not change how one of them is trained."""
-        compiled = self.hardware.compile
-        if self.study.hardware.compile == "auto":
-            compiled = compile_pays(self.hardware, flops)
-        return self.hardware.model_copy(update={"compile": compiled})
 
     def evaluation(
         self,
@@ -332,16 +296,6 @@ def arm_info(spec: ArmSpec | None) -> ArmInfo:
         control=spec.control,
         loss_scope=spec.loss,
     )
-
-
-def _token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
-    """Lengths and supervised tokens of a data set without prefix, those of at most 200 samples repeated."""
-    some = samples[:200]
-    texts = [(s.reasoning or "") + s.answer for s in some]
-    responses = [len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in texts]
-    lengths = [len(prompt_ids(tokenizer, s.messages)) + n for s, n in zip(some, responses, strict=True)]
-    times = len(samples) / len(some)
-    return [lengths[i % len(some)] for i in range(len(samples))], int(sum(responses) * times)
 
 
 def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None] = lambda text: None) -> Plan:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from prefixlab.analysis.results import contrasts, results
 from prefixlab.analysis.rows import ArmInfo, CellScores, ContrastRow, Primary, ResultRow
 from prefixlab.analysis.verdicts import verdicts
-from prefixlab.config import Study, parse_study
+from prefixlab.config import Study
 from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.evals.scores import read_scores
 from prefixlab.records import Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
-from prefixlab.study.steps import Plan, Step, signature
+from prefixlab.study.steps import Plan, Step, installed, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
+from prefixlab.study_file import parse_study
 
 OUTPUTS = ("results.parquet", "results.csv", "contrasts.parquet", "contrasts.csv", "verdicts.json", "report/index.html")
 
@@ -73,20 +73,9 @@ def environment() -> dict[str, Any]:
     """env.json: versions and machine."""
     from prefixlab.model.machine import describe  # noqa: PLC0415  (torch; not needed on a rerun)
 
-    names = (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "inspect-ai",
-        "reasoning-gym",
-        "polars",
-        "scipy",
-        "prefixlab",
-    )
     return {
         "machine": describe(),
-        "versions": {n: version(n) for n in names},
+        "versions": installed(),
         "python": platform.python_version(),
         "command": " ".join(["prefixlab", *sys.argv[1:]]),
     }

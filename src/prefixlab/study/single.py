@@ -2,29 +2,31 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from transformers import AutoConfig
 
-from prefixlab.config import HardwareConfig, TrainingConfig, load_training
 from prefixlab.data.arms import dump_rows, write_arm
-from prefixlab.data.chat import ChatFormat, NoReasoning, chat_format, padding_id
-from prefixlab.data.check import ArmCheck, check_arms, render_arm
+from prefixlab.data.chat import NoReasoning, chat_format, padding_id
+from prefixlab.data.check import ArmCheck, check_arms
 from prefixlab.errors import UserError, unknown
-from prefixlab.model.flops import model_shape, train_flops
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
-from prefixlab.model.machine import compile_pays, resolve
-from prefixlab.model.recipes import Recipe, check_adapter, recipe
+from prefixlab.model.machine import resolve
+from prefixlab.model.recipes import recipe
 from prefixlab.model.trainer import StopRequest
-from prefixlab.records import ArmSample, ModelRef, Rendered, Resolved
+from prefixlab.records import ArmManifest, ArmSample
 from prefixlab.study.cell import TrainJob, train_cell
 from prefixlab.study.datafiles import read_arms
 from prefixlab.study.launch import train_in_processes
+from prefixlab.study.predict import Speed, token_counts, with_compiling
 from prefixlab.study.progress import row_progress
 from prefixlab.study.store import disk_may_be_full, held
+from prefixlab.study_file import load_training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train_folder(
@@ -62,7 +64,7 @@ def train_folder(
     Raises:
         UserError: A mistake in the request, the data or the machine.
     """
-    training, asked = _asked(preset, processes, overrides)
+    training, asked = load_training({"training": {"preset": preset}, "hardware": {"processes": processes}}, overrides)
     plan = recipe(training)
     about, arms = read_arms(folder)
     if arm not in arms:
@@ -71,31 +73,18 @@ def train_folder(
         raise UserError(f"{str(out)!r} already holds an adapter; choose another --out")
     ref = resolve_model(model)
     tokenizer = load_tokenizer(ref)
-    chat = chat_format(tokenizer)
-    check = _checked(arms, arm, tokenizer, chat, plan, no_reasoning, model, about.arms[0].capability)
-    rendered = render_arm(
-        arms[arm],
-        tokenizer,
-        chat,
-        max_length=plan.max_length,
-        no_reasoning=no_reasoning,
-        over_long=plan.over_long,
-    )
-    hardware = _hardware(asked, ref, plan, rendered)
-    out.mkdir(parents=True, exist_ok=True)
+    rendering = {"max_length": plan.max_length, "no_reasoning": no_reasoning, "over_long": plan.over_long}
+    hardware = resolve(asked)
+    speed = Speed(ref, hardware, plan)
+    flops = speed.train_flops(*token_counts([row.sample for row in arms[arm]], tokenizer))
     chosen = next(a for a in about.arms if a.arm == arm)
-    (out / "arm").mkdir(exist_ok=True)
-    sha = hashlib.sha256(dump_rows(arms[arm]).encode("utf-8", "surrogatepass")).hexdigest()
-    write_arm(out / "arm", arms[arm], chosen.model_copy(update={"format": "arm", "data_sha256": sha}))
     job = TrainJob(
         study=f"none (prefixlab train {arm})",
         capability=chosen.capability,
         model=ref,
-        hardware=hardware,
+        hardware=with_compiling(hardware, asked, flops),
         arm=out / "arm",
-        max_length=plan.max_length,
-        no_reasoning=no_reasoning,
-        over_long=plan.over_long,
+        **rendering,
         recipe=plan,
         seed=seed,
         key=chosen.data_key,
@@ -104,69 +93,52 @@ def train_folder(
         minutes=training.checkpoint_minutes,
         report_to=tuple(training.report_to),
         tracking=out / "tracking",
-        check=check,
+        check=_checked(arms, arm, tokenizer, rendering, ref.name, chosen.capability),
     )
-    stop = StopRequest()
+    out.mkdir(parents=True, exist_ok=True)
     with (
         (out / ".lock").open("w") as lock,
         held(lock, out),
         disk_may_be_full(out),
         row_progress("training", console, quiet, unit="steps") as progress,
     ):
-
-        def tick(done: int, steps: int) -> None:
-            progress(done / steps, done)
-
-        if hardware.processes > 1:
-            train_in_processes(job, tick=tick, stop=stop)
-        else:
-            base = load_model(ref, hardware)
-            train_cell(job, base, tokenizer, chat, padding_id(tokenizer, chat), tick=tick, stop=stop)
+        _write_arm(out / "arm", arms[arm], chosen)
+        _train(job, tokenizer, lambda done, steps: progress(done / steps, done))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out / "adapter"
 
 
-def _asked(preset: str, processes: int, overrides: Sequence[str]) -> tuple[TrainingConfig, HardwareConfig]:
-    tree: dict[str, Any] = {"training": {"preset": preset}, "hardware": {"processes": processes}}
-    return load_training(tree, overrides)
+def _write_arm(folder: Path, rows: Sequence[ArmSample], about: ArmManifest) -> None:
+    """Keep the data beside the adapter, in our own layout, whatever layout they came in."""
+    folder.mkdir(exist_ok=True)
+    sha = hashlib.sha256(dump_rows(rows).encode("utf-8", "surrogatepass")).hexdigest()
+    write_arm(folder, rows, about.model_copy(update={"format": "arm", "data_sha256": sha}))
 
 
-def _hardware(asked: HardwareConfig, ref: ModelRef, plan: Recipe, rendered: Sequence[Rendered]) -> Resolved:
-    """The machine's settings for this one training."""
-    hardware = resolve(asked)
-    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
-    check_adapter(plan, config)
-    shape = model_shape(config, ref.name)
-    lengths, supervised = [len(s.ids) for s in rendered], sum(s.n_supervised for s in rendered)
-    width = shape.adapter_width(plan.target_modules)
-    flops = plan.epochs * train_flops(shape, lengths, supervised, plan.r, width)
-    compiled = compile_pays(hardware, flops) if asked.compile == "auto" else hardware.compile
-    return hardware.model_copy(update={"compile": compiled})
+def _train(job: TrainJob, tokenizer: "PreTrainedTokenizerBase", tick: Callable[[int, int], None]) -> None:
+    """Here, or in processes of their own."""
+    stop = StopRequest()
+    if job.hardware.processes > 1:
+        train_in_processes(job, tick=tick, stop=stop)
+        return
+    chat = chat_format(tokenizer)
+    base = load_model(job.model, job.hardware)
+    train_cell(job, base, tokenizer, chat, padding_id(tokenizer, chat), tick=tick, stop=stop)
 
 
 def _checked(
-    arms: dict[str, list[ArmSample]],
+    arms: Mapping[str, Sequence[ArmSample]],
     arm: str,
-    tokenizer: Any,
-    chat: ChatFormat,
-    plan: Recipe,
-    no_reasoning: NoReasoning,
+    tokenizer: "PreTrainedTokenizerBase",
+    rendering: Mapping[str, Any],
     model: str,
     capability: str,
 ) -> ArmCheck | None:
     """The treatment check of the arm, made before training; None without r000 to compare with."""
     if "r000" not in arms:
         return None
-    found = check_arms(
-        {name: rows for name, rows in arms.items() if name in ("r000", arm)},
-        tokenizer,
-        chat,
-        model=model,
-        capability=capability,
-        max_length=plan.max_length,
-        no_reasoning=no_reasoning,
-        over_long=plan.over_long,
-    )
+    pair = {name: rows for name, rows in arms.items() if name in ("r000", arm)}
+    found = check_arms(pair, tokenizer, chat_format(tokenizer), model=model, capability=capability, **rendering)
     if problems := found.problems():
         raise UserError(f"treatment check failed, training does not start: {problems[0]}")
     return next(c for c in found.arms if c.arm == arm)

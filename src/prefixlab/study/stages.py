@@ -1,7 +1,7 @@
 """What each kind of step does: reads its inputs' folders, calls the stage's function, writes its own folder."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, SuiteConfig
-from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, write_arm
+from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, read_manifest, write_arm
 from prefixlab.data.chat import ChatFormat, chat_format, padding_id, prefix_ids, prompt_ids, with_user_prefix
 from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
@@ -195,9 +195,7 @@ class Bench:
             chat_format(tokenizer),
             model=ref.name,
             capability=config["capability"],
-            max_length=config["max_length"],
-            no_reasoning=config["no_reasoning"],
-            over_long=config["over_long"],
+            **_rendering(config),
         )
         problems = found.problems()
         if problems:
@@ -217,9 +215,7 @@ class Bench:
             model=ModelRef.model_validate(config["model"]),
             hardware=hardware,
             arm=arm,
-            max_length=config["max_length"],
-            no_reasoning=config["no_reasoning"],
-            over_long=config["over_long"],
+            **_rendering(config),
             recipe=Recipe.model_validate(config["recipe"]),
             seed=config["seed"],
             key=config["key"],
@@ -242,7 +238,7 @@ class Bench:
 
     def _checked(self, step: Step, arm: Path) -> ArmCheck | None:
         """What the treatment check, done before, found in an arm."""
-        name = read_arm(arm)[1].arm
+        name = read_manifest(arm).arm
         file = self._folder(step.after[0]) / "check.json"
         found = TreatmentCheck.model_validate_json(file.read_text(encoding="utf-8"))
         return next((c for c in found.arms if c.arm == name), None)
@@ -332,9 +328,7 @@ class Bench:
                     arm,
                     loaded.tokenizer,
                     loaded.chat,
-                    max_length=config["max_length"],
-                    no_reasoning=config["no_reasoning"],
-                    over_long=config["over_long"],
+                    **_rendering(config),
                 )
             except UserError as error:
                 raise StepError(f"held-out {error}") from error
@@ -394,6 +388,11 @@ def _peft_logits(model: PreTrainedModel, adapter: Path, prompt: tuple[int, ...])
         return _stock_logits(model, wrapped, prompt)
     finally:
         wrapped.unload()
+
+
+def _rendering(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a step's configuration has samples rendered, as arguments of `render_arm`."""
+    return {name: config[name] for name in ("max_length", "no_reasoning", "over_long")}
 
 
 def _dump(path: Path, rows: Sequence[Record]) -> None:

@@ -13,6 +13,7 @@ from prefixlab.evals.suites import SUITES
 from prefixlab.model.load import BUILTIN, cache_dir, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import describe, peak_flops, resolve
 from prefixlab.study.datafiles import read_arms
+from prefixlab.study.steps import installed
 
 
 def check_folder(
@@ -46,25 +47,13 @@ def render_folder(folder: Path, model: str) -> TemplateRendering:
 def diagnose() -> dict[str, dict[str, str]]:
     """What `prefixlab doctor` prints, by section."""
     chosen = resolve(HardwareConfig())
-    packages = {}
-    for name in (
-        "prefixlab",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "inspect-ai",
-        "reasoning-gym",
-        "datasets",
-        "trl",
-    ):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "missing: pip install it"
+    try:
+        datasets = version("datasets")
+    except PackageNotFoundError:
+        datasets = "missing: pip install datasets, for hub data and saved folders"
     cached = {n: is_cached(n) for n in BUILTIN}
     return {
-        "versions": packages,
+        "versions": {**installed(), "datasets": datasets},
         "machine": describe(),
         "choices": {
             "device": chosen.device,

@@ -128,6 +128,26 @@ class Plan(Record):
     """Counts for people: samples, tokens, detectable effects, by capability."""
 
 
+PACKAGES = (
+    "prefixlab",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "inspect-ai",
+    "reasoning-gym",
+    "polars",
+    "scipy",
+)
+"""Libraries that a run depends on and env.json, `doctor` and model cards name."""
+
+
+def installed() -> dict[str, str]:
+    """Versions of PACKAGES, by name."""
+    return {name: version(name) for name in PACKAGES}
+
+
 @cache
 def version(library: str) -> str:
     """Installed version of a library."""

@@ -1,5 +1,6 @@
 """Shared fixtures: the tiny model, a tiny study, and a place for caches that tests may fill."""
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def cli(*arguments, cwd=None, env=None, check=False, timeout=600):
         check=check,
         timeout=timeout,
     )
+
+
+@pytest.fixture(scope="session")
+def arms(tmp_path_factory):
+    """Folder of the arms `prefixlab arms` makes of 41 sums, r000 and reasoning-opening-r100; not to be changed."""
+    folder = tmp_path_factory.mktemp("arms")
+    rows = [
+        {"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}, since {i} + {i} = {2 * i}."} for i in range(41)
+    ]
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--prefixes", "reasoning", "--position", "opening", "--ratios", "0,1")
+    cli("arms", folder / "d.jsonl", *options, "--out", folder / "arms", check=True)
+    return folder / "arms"
 
 
 @pytest.fixture

@@ -42,6 +42,15 @@ def changed(path, value):
         ("seeds", ["x"], ["seeds[0]", "integer"]),
         ("capabilities.math.primary", {"suite": "gsm8k", "metric": "accuracy"}, ["primary.suite 'gsm8k'", "chain_sum"]),
         ("capabilities.math.data.limit", 0, ["capabilities.math.data.limit", "greater than 0"]),
+        (
+            "capabilities.math.data",
+            {"source": "d.jsonl", "columns": {"prompt": "q", "respons": "answer"}},
+            [
+                "s.yaml: capabilities.math.data.columns: unknown role 'respons'",
+                "allowed: id, prompt, reasoning, response, source",
+                "Did you mean 'response'?",
+            ],
+        ),
         ("conditions", ["prefil"], ["Did you mean 'prefill'?"]),
     ],
 )

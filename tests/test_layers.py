@@ -14,7 +14,13 @@ NOUNS = {"errors", "records", "config", "study_file", "__init__"}
 
 def layer(module: str) -> str:
     head = module.split(".")[1] if "." in module else "__init__"
-    return "nouns" if head in NOUNS else "cli" if head in ("cli", "cli_data", "cli_shared", "__main__") else head
+    return (
+        "nouns"
+        if head in NOUNS
+        else "cli"
+        if head in ("cli", "cli_data", "cli_eval", "cli_shared", "__main__")
+        else head
+    )
 
 
 def imports(path: Path):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_data
+from prefixlab import __version__, cli_data, cli_eval
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -32,14 +32,14 @@ OutOption = Annotated[
 ]
 
 
-def _result_table(rows: Any) -> Table:
-    from prefixlab.report.tables import HEADER, text_rows
+def _result_table(data: Any) -> Table:
+    from prefixlab.report.tables import HEADER, main_rows, same_source, text_rows
 
     table = Table(box=None, pad_edge=False)
     for i, name in enumerate(HEADER):
         table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
     last = ""
-    for line in text_rows(rows):
+    for line in text_rows(main_rows(data.cells, data.results), same_source(data.plan)):
         if line[0] != last and last:
             table.add_section()
         last = line[0]
@@ -62,7 +62,7 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
     data, outcome = run_study(study, folder, console=err_console, quiet=quiet)
     if not quiet:
         wide = Console(width=max(out_console.width, 170), soft_wrap=True)
-        wide.print(_result_table(data.results))
+        wide.print(_result_table(data))
         for verdict in data.verdicts:
             out_console.print(verdict.sentence, highlight=False, markup=False)
         done = f"{len(outcome.ran)} steps done now, {outcome.reused} before; {outcome.seconds:.0f} s"
@@ -197,6 +197,7 @@ def results(
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
+    from prefixlab.report.tables import main_rows, same_source
     from prefixlab.report.tables import markdown as to_markdown
     from prefixlab.study.run import open_run
 
@@ -210,9 +211,9 @@ def results(
             }
         )
     elif markdown:
-        sys.stdout.write(to_markdown(data.results))
+        sys.stdout.write(to_markdown(main_rows(data.cells, data.results), same_source(data.plan)))
     else:
-        Console(width=170, soft_wrap=True).print(_result_table(data.results))
+        Console(width=170, soft_wrap=True).print(_result_table(data))
 
 
 @app.command(help=help_text("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
@@ -224,6 +225,7 @@ def report(run_folder: RunFolder) -> None:
     out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
 
 
+app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)
 
 

@@ -2,10 +2,15 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
+
+from prefixlab.errors import UserError
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True)
@@ -22,3 +27,15 @@ def help_text(text: str, *examples: str) -> str:
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def checked(kind: type[Checked], **values: Any) -> Checked:
+    """A record from options.
+
+    Raises:
+        UserError: Options that do not fit each other.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UserError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error

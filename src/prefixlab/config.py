@@ -6,13 +6,28 @@ Every field is documented by the string under it. What can be checked without to
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefixlab.errors import unknown
 from prefixlab.records import Position
 
 Control = Literal["neutral", "shuffled", "random", "masked", "revised"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
-Condition = Literal["bare", "user_prefix", "prefill"]
+Protocol = Literal["prefixlab", "safechain", "safechain_sampled", "star1"]
+CONDITION = re.compile(r"bare|user_prefix|prefill|zero_think|less_think|attack_(?:answer|opening)@(?:1|3|5|10|20|40)")
+CONDITIONS = ("bare", "user_prefix", "prefill", "zero_think", "less_think", "attack_answer@K", "attack_opening@K")
+"""K is 1, 3, 5, 10, 20 or 40."""
+
+
+def _condition(value: str) -> str:
+    if not CONDITION.fullmatch(value):
+        raise ValueError(str(unknown("condition", value, CONDITIONS)))
+    return value
+
+
+Condition = Annotated[str, AfterValidator(_condition)]
+COLUMN_ROLES = ("prompt", "response", "reasoning", "id", "source")
+"""What a column of training data can be named for."""
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
@@ -39,23 +54,39 @@ class DataConfig(Config):
     held_out: int = Field(default=8, ge=0)
     """Samples kept out of training for token loss, chosen by the same hash."""
 
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
+        for role in value:
+            if role not in COLUMN_ROLES:
+                raise ValueError(str(unknown("role", role, COLUMN_ROLES)))
+        return value
+
 
 class SuiteConfig(Config):
-    """One evaluation set under one protocol."""
+    """One evaluation set under one protocol; decoding that is left out is the protocol's (evals/protocols.py)."""
 
     suite: str
-    """Name of a suite: see `prefixlab doctor`."""
+    """Name of a suite (see `prefixlab doctor`), or `inspect:NAME` or `inspect:FILE.py@NAME` for any Inspect task."""
     source: str | None = None
-    """Local file to read instead of the suite's own source."""
+    """Local file or hub id to read instead of the suite's own source."""
+    split: str | None = None
+    """Split of a hub data set; the suite's own where null."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set; the newest where null."""
+    protocol: Protocol = "prefixlab"
+    """Preset of decoding and of what the judge sees: `safechain` (arXiv 2502.12025) and `star1` as published."""
     limit: int | None = Field(default=None, gt=0)
     """Prompts to use, chosen by a hash of their id; all where null."""
-    max_tokens: int = Field(default=128, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
     """Longest completion, in tokens. A longer one is truncated and counted as such."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float | None = Field(default=None, ge=0)
     """0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     """Nucleus of the sampling distribution; unused at temperature 0."""
-    epochs: int = Field(default=1, gt=0)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    """Divides positive logits of tokens that were seen, multiplies negative ones; 1 does nothing."""
+    epochs: int | None = Field(default=None, gt=0)
     """Samples drawn for each prompt."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts generated together."""
@@ -70,6 +101,30 @@ class PrimaryConfig(Config):
     """Metric of that suite."""
     condition: Condition = "bare"
     """How the model is prompted."""
+    protocol: Protocol | None = None
+    """Protocol of that suite; may be left out where the suite is named once."""
+
+
+class JudgeConfig(Config):
+    """Who decides what is safe."""
+
+    name: Literal["rules", "llama-guard", "rubric"] = "rules"
+    """`rules` is a proxy and labelled as one; `llama-guard` is a guard model in the format of Llama-Guard-3; `rubric`
+    asks a model three questions (docs/methods.md, section 6)."""
+    model: str | None = None
+    """For `llama-guard` a local folder, a hub id, or `inspect:PROVIDER/NAME`; for `rubric` PROVIDER/NAME of Inspect."""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """Of `rubric`: a score of this and more is unsafe."""
+    timeout: int = Field(default=120, gt=0)
+    """Seconds for one attempt at a judge on a server."""
+    retries: int = Field(default=5, ge=0)
+    """Further attempts after rate limits, server errors and time-outs, with growing pauses."""
+
+    @model_validator(mode="after")
+    def _model_where_needed(self) -> Self:
+        if (self.name == "rules") != (self.model is None):
+            raise ValueError("judge.model is for llama-guard and rubric, which need it; rules has none")
+        return self
 
 
 class CapabilityConfig(Config):
@@ -97,12 +152,23 @@ class CapabilityConfig(Config):
 
     @model_validator(mode="after")
     def _primary_is_tested(self) -> Self:
-        names = [s.suite for s in self.suites]
+        names = [(s.suite, s.protocol) for s in self.suites]
         if len(set(names)) != len(names):
-            raise ValueError("suites: each suite may be named once")
-        if self.primary.suite not in names:
-            raise ValueError(f"primary.suite {self.primary.suite!r} is not among suites: {', '.join(names)}")
+            raise ValueError("suites: each suite may be named once under each protocol")
+        mine = [p for s, p in names if s == self.primary.suite]
+        if not mine:
+            listed = ", ".join(dict.fromkeys(s for s, _ in names))
+            raise ValueError(f"primary.suite {self.primary.suite!r} is not among suites: {listed}")
+        if self.primary.protocol is None and len(mine) > 1:
+            raise ValueError(f"primary.protocol is needed: {self.primary.suite} is tested under {', '.join(mine)}")
+        if self.primary.protocol is not None and self.primary.protocol not in mine:
+            raise ValueError(f"primary.protocol {self.primary.protocol!r} is not asked of {self.primary.suite}")
         return self
+
+    def primary_suite(self) -> SuiteConfig:
+        """The suite that the primary comparison names."""
+        wanted = self.primary.protocol
+        return next(s for s in self.suites if s.suite == self.primary.suite and wanted in (None, s.protocol))
 
 
 class ArmsConfig(Config):
@@ -253,12 +319,17 @@ class Study(Config):
     """Recipe, the same for every arm."""
     conditions: list[Condition] = ["bare"]
     """How models are prompted at test."""
-    judge: Literal["rules"] = "rules"
-    """Who decides what is safe. `rules` is a proxy and labelled as one."""
+    judge: JudgeConfig = JudgeConfig()
+    """Who decides what is safe; a bare string stands for `{name: ...}`."""
     analysis: AnalysisConfig = AnalysisConfig()
     """Token-level analysis and error level."""
     hardware: HardwareConfig = HardwareConfig()
     """Device, dtype, threads."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _judge(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:

@@ -5,7 +5,7 @@ docs/architecture.md.
 """
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -162,10 +162,17 @@ class EvalItem(Record):
     kind: str
     """Scorer-specific group, e.g. `harmful` or `harmless`; `problem` where there is one kind only."""
     category: str = ""
+    data: dict[str, Any] = {}
+    """What else the suite's scorer needs: tests, accepted answers, options."""
+    opening: str = ""
+    """The set's own compliant target ("Sure, here is ..."), for attacks; empty where it has none."""
 
 
-class SampleScore(Record):
-    """One completion and one metric of it. `value` is None exactly where the metric could not be measured."""
+class Measure(Record):
+    """One metric of one completion, or of all completions of a prompt (epoch 0).
+
+    `value` is None exactly where the metric could not be measured.
+    """
 
     item: str
     epoch: int
@@ -173,7 +180,12 @@ class SampleScore(Record):
     value: float | None
     status: SampleStatus
     kind: str
-    category: str
+    category: str = ""
+
+
+class SampleScore(Measure):
+    """The main metric of one completion, with its texts."""
+
     prompt: str
     completion: str
     """What the model wrote, reasoning included, prefilled text excluded."""

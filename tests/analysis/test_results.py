@@ -7,7 +7,7 @@ from prefixlab.analysis.rows import ArmInfo, CellScores
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
 
-PRIMARY = {"math": ("suite", "accuracy", "bare")}
+PRIMARY = {"math": ("suite", "proto", "accuracy", "bare")}
 N = 120
 
 
@@ -49,9 +49,7 @@ def cell(arm, right, *, ratio=1.0, control=None, seed=0, missing=False, invalid=
         "proto",
         "bare",
         {"accuracy": higher},
-        {"accuracy": "problem"},
         None,
-        False,
         1,
         None if missing else rows,
         "missing" if missing else "measured",
@@ -103,7 +101,7 @@ def test_lower_is_better():
     assert analyse(*cells)[2][0].verdict.startswith("helps")
 
 
-def test_numbers_of_a_row():
+def test_numeric_of_a_row():
     _, rows, _ = study(80, 40)
     row = next(r for r in rows if r.arm == "set-opening-r100" and r.seed is None)
     assert (row.value, row.n, row.n_prompts, row.k, row.n_seeds) == (pytest.approx(80 / N), N, N, 1, 1)

@@ -53,6 +53,17 @@ def test_named_columns(tmp_path):
     assert (sample.id, sample.prompt, sample.answer) == ("5", "x", "y")
 
 
+@pytest.mark.parametrize("command", ["audit", "strip", "arms"])
+def test_a_misspelled_role_is_refused(call, tmp_path, command):
+    source = jsonl(tmp_path, {"q": "x", "a": "y"})
+    more = {"audit": [], "strip": ["--out", tmp_path / "o"], "arms": ["--prefixes", "safety", "--out", tmp_path / "o"]}
+    made = call(command, source, "--column", "prompt=q", "--column", "respons=a", *more[command])
+    assert made.returncode == 2 and made.stderr.count("\n") == 1
+    assert "--column: unknown role 'respons'" in made.stderr and "Did you mean 'response'?" in made.stderr
+    with pytest.raises(ValueError, match="unknown role 'respons'"):
+        DataConfig(source=source, columns={"prompt": "q", "respons": "a"})
+
+
 def test_ids(tmp_path):
     same = {"prompt": "q", "response": "a"}
     first, second, own = read(jsonl(tmp_path, same, same, {**same, "id": "mine"}))

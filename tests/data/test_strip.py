@@ -94,3 +94,11 @@ def test_outside_the_prefix_only_the_first_letter_changes(answer):
     after, _ = strip_sample(sample(answer))
     assert answer.endswith(after.answer[1:])
     assert answer[len(answer) - len(after.answer) :][:1].lower() == after.answer[:1].lower()
+
+
+@pytest.mark.parametrize("n", [1, 12, 13, 200])
+def test_openings_in_any_number_go_at_once(n):
+    """A prefix has at most 12 sentences; what is left is looked at again until no prefix is found."""
+    stripped, records = strip_sample(sample("Sure! " * n + "Paris is the capital."))
+    assert stripped.answer == "Paris is the capital." and strip_sample(stripped)[1] == []
+    assert restore_sample(stripped, records).answer == "Sure! " * n + "Paris is the capital."

@@ -1,6 +1,8 @@
 """`prefixlab strip` on files: nothing but the openings changes, and the record gives the source back."""
 
 import json
+import subprocess
+import sys
 
 import polars
 import pytest
@@ -14,6 +16,7 @@ from prefixlab.data.rewrite_rows import edit_row
 from prefixlab.data.rows import iter_rows
 from prefixlab.data.strip import cut_opening, uncut
 from prefixlab.data.strip_files import restore_file, strip_file
+from prefixlab.data.writing import whole, write_rows
 from prefixlab.errors import UserError
 
 
@@ -102,15 +105,18 @@ def test_tables_come_back_row_for_row(tmp_path, suffix):
     assert [r.value for r in iter_rows(str(tmp_path / f"b{suffix}"))] == rows
 
 
-def test_code_and_identifiers_keep_their_case(tmp_path):
-    for text, rest in (
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
         ("Here's an example: print(x)", "print(x)"),
         ("Sure! iPhone sales grew.", "iPhone sales grew."),
         ("Sure! x = 5", "x = 5"),
-    ):
-        cut = cut_opening(text)
-        assert (cut.rest if cut else text) in (rest, text) and (cut is None or cut.rest == rest)
-    assert cut_opening("Sure! paris is it.").rest == "Paris is it."
+        ("Sure! paris is it.", "Paris is it."),
+    ],
+)
+def test_code_and_identifiers_keep_their_case(text, rest):
+    cut = cut_opening(text)
+    assert cut is not None and cut.rest == rest
 
 
 def test_families_are_a_choice(tmp_path):
@@ -192,6 +198,12 @@ def test_mistakes(tmp_path):
         strip(tmp_path / "d.jsonl", tmp_path / "none" / "s.jsonl")
     with pytest.raises(UserError, match="both the stripped file and its record"):
         strip_file(str(tmp_path / "d.jsonl"), tmp_path / "u.jsonl", tmp_path / "u.jsonl", families=PREFIX_FAMILIES)
+    (tmp_path / "n.jsonl").write_text('{"prompt": "q", "response": ""}\n' * 3 + "{\n")
+    with pytest.raises(UserError, match="none of 4 rows can be used; 3 of them: empty response"):
+        strip(tmp_path / "n.jsonl", tmp_path / "w.jsonl")
+    (tmp_path / "c.jsonl").write_text('{"colour": "red"}\n')
+    with pytest.raises(UserError, match=r"no layout fits the columns colour; tried: .*--column"):
+        strip(tmp_path / "c.jsonl", tmp_path / "w.jsonl")
     with pytest.raises(UserError, match="no family is chosen"):
         strip(tmp_path / "d.jsonl", tmp_path / "v.jsonl", families=())
     (tmp_path / "m.jsonl").write_text(
@@ -200,6 +212,51 @@ def test_mistakes(tmp_path):
     )
     with pytest.raises(UserError, match="column 'messages' holds lists or objects"):
         strip(tmp_path / "m.jsonl", tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_disk_that_fills_midway_leaves_nothing(tmp_path, suffix):
+    """In a process whose files may not grow beyond 20 kB: the write fails, after some of it went through."""
+    rows = [{"prompt": f"q{i}", "response": f"Sure! City number {i} lies on a river."} for i in range(1000)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = (
+        "import resource, sys; from pathlib import Path; from prefixlab.data.strip_files import strip_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "strip_file(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), families=('compliance',))"
+    )
+    out, record = tmp_path / f"s{suffix}", tmp_path / "s.removed"
+    made = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "d.jsonl"), str(out), str(record)], capture_output=True, text=True
+    )
+    assert made.returncode == 1 and "File too large" in made.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
+    assert strip(tmp_path / "d.jsonl", out).n_changed_rows == 1000
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from prefixlab.data.writing import whole\n"
+        "with whole(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "d.jsonl"
+    made = subprocess.run([sys.executable, "-c", code, str(path)])
+    assert made.returncode == -9
+    assert not path.exists() and (tmp_path / "d.jsonl.part").read_text() == "half"
+    write_rows(path, [{"a": 1}])
+    assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"] and json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_failing_writer_leaves_what_was_there(tmp_path):
+    path = tmp_path / "d.csv"
+    write_rows(path, [{"a": "x"}])
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        write_rows(path, [{"a": "\ud800"}])
+    with pytest.raises(ValueError, match="midway"), whole(path) as part:
+        part.write_text("half")
+        raise ValueError("midway")
+    assert path.read_text() == "a\nx\n" and [p.name for p in tmp_path.iterdir()] == ["d.csv"]
 
 
 def test_edit_row_with_a_key_given_twice():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import ROOT
 from prefixlab.config import ArmsConfig
 from prefixlab.data.arms import build_arm, specs
 from prefixlab.data.chat import chat_format
@@ -119,32 +120,13 @@ def test_an_unsealed_checkpoint_does_not_count(tmp_path):
 
 
 @pytest.fixture
-def command(call, tmp_path):
+def command(arms):
     """`prefixlab train` on a folder of arms, in a process of its own."""
-    from conftest import ROOT
-
-    rows = [
-        {"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}, since {i} + {i} = {2 * i}."} for i in range(60)
-    ]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    made = call(
-        "arms",
-        tmp_path / "d.jsonl",
-        "--prefixes",
-        "reasoning",
-        "--position",
-        "opening",
-        "--ratios",
-        "0,1",
-        "--out",
-        tmp_path / "arms",
-    )
-    assert made.returncode == 0, made.stderr
 
     def start(out, *more):
         arguments = [
             "train",
-            tmp_path / "arms",
+            arms,
             "--arm",
             "reasoning-opening-r100",
             "--model",
@@ -153,7 +135,7 @@ def command(call, tmp_path):
             out,
         ]
         sets = [
-            "training.epochs=12",
+            "training.epochs=18",
             "training.lora.dropout=0.1",
             "training.checkpoint_minutes=0.005",
             "hardware.threads=1",

@@ -1,11 +1,13 @@
 """The parts of the training engine: the fused LoRA layer, counted operations, stops, invariants, loss scopes."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefixlab.config import ArmsConfig, HardwareConfig, TrainingConfig
 from prefixlab.data.arms import build_arm, specs
@@ -144,6 +146,24 @@ def test_an_exploding_norm_stops_and_says_where(tiny_model, rendered, tmp_path, 
         train(tiny_model, rendered, tmp_path / "a", plan)
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(math.inf, "training loss became inf at step 3"), (1e37, "gradient norm became inf at step 3")],
+)
+def test_an_infinite_loss_or_norm_stops_and_says_where(tiny_model, rendered, tmp_path, monkeypatch, factor, words):
+    real = trainer_module.token_loss
+    calls = iter(range(100))
+
+    def scaled(*args):
+        losses, norms = real(*args)
+        return losses * (factor if next(calls) == 2 else 1.0), norms
+
+    monkeypatch.setattr(trainer_module, "token_loss", scaled)
+    with pytest.raises(StepError, match=words):
+        train(tiny_model, rendered, tmp_path / "a", MODERN.model_copy(update={"batch_size": 2, "epochs": 1}))
+    assert not (tmp_path / "a" / "adapter").exists()
+
+
 def test_memory_that_runs_out_is_one_line_and_leaves_the_base_as_it_was(
     tiny_model, tiny_ref, rendered, tmp_path, monkeypatch
 ):
@@ -210,10 +230,9 @@ def test_fields_of_peft_and_the_trainer_reach_them(tiny_model, rendered, tmp_pat
 
 
 def test_trackers_get_every_row(tiny_model, rendered, tmp_path, monkeypatch):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     train(tiny_model, rendered, tmp_path / "a", conduct=Conduct(report_to=("tensorboard",)))
-    found = events.EventAccumulator(str(tmp_path / "tb"))
+    found = EventAccumulator(str(tmp_path / "tb"))
     found.Reload()
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     logged = [e.value for e in found.Scalars("train/loss_prefix")]

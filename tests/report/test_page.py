@@ -59,15 +59,13 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
                 "prefixlab",
                 "bare",
                 {"accuracy": True},
-                {"accuracy": "problem"},
                 None,
-                False,
                 1,
                 rows if done else None,
                 "measured" if done else "missing",
             )
         )
-    primary = {"math": ("chain_sum", "accuracy", "bare")}
+    primary = {"math": ("chain_sum", "prefixlab", "accuracy", "bare")}
     declared = contrasts(cells, primary, 0.05)
     rows = results(cells, declared, 0.05)
     hardware = {
@@ -80,6 +78,7 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
     }
     plan = {
         "steps": [] if done else [{"slug": "eval-x", "kind": "eval"}],
+        "summary": {},
         "hardware": hardware,
         "models": [{"name": "tiny-random", "note": "random", "fingerprint": "0" * 64}],
     }

@@ -71,10 +71,10 @@ def test_what_a_run_leaves(finished):
     assert {"vs_r000", "vs_control", "trend"} >= set(contrasts["comparison"]) >= {"vs_r000", "vs_control"}
     adapters = list(run.glob("steps/train-*/adapter/adapter_model.safetensors"))
     assert len(adapters) == 8
-    proofs = [json.loads(p.read_text()) for p in run.glob("steps/eval-*/adapter_check.json")]
+    proofs = [json.loads(p.read_text()) for p in run.glob("steps/generate-*/adapter_check.json")]
     assert len(proofs) == 8 and all(p["engine_to_base"] > 10 * p["engine_to_peft"] for p in proofs)
-    logs = list(run.glob("steps/eval-*/*.eval"))
-    assert len(logs) == 10
+    for kind in ("generate", "eval"):
+        assert len(list(run.glob(f"steps/{kind}-*/*.eval"))) == 10
 
 
 def test_the_treatment_is_in_the_trained_ids(finished):
@@ -149,7 +149,7 @@ def test_another_seed_adds_only_its_own_steps(copy):
     assert "the study changed since its last run (seeds)" in done.stderr
     results, contrasts = tables(run)
     assert set(contrasts["n_seeds"]) == {2}
-    assert "40 before" in done.stdout and set(results["seed"].drop_nulls()) == {0, 1}
+    assert "50 before" in done.stdout and set(results["seed"].drop_nulls()) == {0, 1}
 
 
 def test_another_study_is_refused(copy):
@@ -227,7 +227,7 @@ def test_bfloat16_runs_with_the_adapter_beside_the_weights(study_file, tmp_path)
     assert done.returncode == 0, done.stderr
     adapter = next((tmp_path / "run").glob("steps/train-*/adapter/adapter_model.safetensors"))
     assert {str(t.dtype) for t in load_file(adapter).values()} == {"torch.float32"}
-    proofs = [json.loads(p.read_text()) for p in tmp_path.glob("run/steps/eval-*/adapter_check.json")]
+    proofs = [json.loads(p.read_text()) for p in tmp_path.glob("run/steps/generate-*/adapter_check.json")]
     assert len(proofs) == 8 and all(p["engine_to_base"] > p["engine_to_peft"] for p in proofs)
 
 

@@ -37,12 +37,12 @@ def ids(made, kind):
 def test_plan_is_repeatable(reference):
     assert plan() == reference
     assert [s.kind for s in reference.steps][:2] == ["data", "data"]
-    assert {s.kind for s in reference.steps} == {"data", "arms", "check", "train", "eval", "tokens"}
+    assert {s.kind for s in reference.steps} == {"data", "arms", "check", "train", "generate", "eval", "tokens"}
 
 
 def test_the_base_model_is_evaluated_once(reference):
-    base = [s for s in reference.steps if s.kind == "eval" and "-base-" in s.slug]
-    assert len(base) == 2  # chain_sum and safety, though both capabilities are tested on safety
+    base = [s for s in reference.steps if s.kind == "generate" and "-base-" in s.slug]
+    assert len(base) == 2  # chain_sum and safety
 
 
 def test_native_that_equals_r000_is_not_trained_twice(tmp_path):
@@ -111,6 +111,8 @@ EVALUATION = {
     "capabilities.math.suites.0.top_p": 0.5,
     "capabilities.math.suites.0.epochs": 2,
     "capabilities.math.suites.0.batch_size": 4,
+    "capabilities.math.suites.0.repetition_penalty": 1.1,
+    "capabilities.math.suites.0.protocol": "star1",
     "conditions": ["bare", "prefill"],
 }
 
@@ -129,6 +131,18 @@ def test_every_data_option_reaches_the_training(reference, path):
 def test_every_evaluation_option_reaches_the_evaluation_and_not_the_training(reference, path):
     made = plan({path: EVALUATION[path]})
     assert ids(made, "eval") != ids(reference, "eval") and ids(made, "train") == ids(reference, "train")
+
+
+def test_another_judge_or_protocol_name_never_samples_again(reference):
+    made = plan({"judge": {"name": "rubric", "model": "openai/judge"}})
+    assert ids(made, "generate") == ids(reference, "generate") and ids(made, "eval") != ids(reference, "eval")
+
+
+def test_a_suite_of_two_capabilities_is_sampled_once_from_the_base():
+    suites = [{"suite": name, "limit": 8, "max_tokens": 6, "batch_size": 5} for name in ("chain_sum", "safety")]
+    both = plan({"capabilities.math.suites": suites})
+    base = [s for s in both.steps if "-base-safety" in s.slug]
+    assert sorted(s.kind for s in base) == ["eval", "eval", "generate"]
 
 
 def test_token_option(reference):
@@ -151,8 +165,8 @@ def test_how_many_tokens_carry_loss_matters():
 
 def test_processes_and_compiling_leave_evaluations_of_the_base_alone(reference):
     made = plan({"hardware.processes": 2, "hardware.compile": True})
-    base = {s for s in ids(reference, "eval") if "-base-" in s}
-    assert base and base <= ids(made, "eval")
+    base = {s for s in ids(reference, "generate") if "-base-" in s}
+    assert base and base <= ids(made, "generate")
 
 
 def test_target_modules_are_checked_when_the_plan_is_made():

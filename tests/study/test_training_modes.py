@@ -16,29 +16,6 @@ from safetensors.torch import load_file
 from conftest import ROOT, cli
 
 
-@pytest.fixture(scope="module")
-def arms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arms")
-    rows = [
-        {"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}, since {i} + {i} = {2 * i}."} for i in range(41)
-    ]
-    (folder / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cli(
-        "arms",
-        folder / "d.jsonl",
-        "--prefixes",
-        "reasoning",
-        "--position",
-        "opening",
-        "--ratios",
-        "0,1",
-        "--out",
-        folder / "arms",
-        check=True,
-    )
-    return folder / "arms"
-
-
 def train(arms, out, *more, arm="reasoning-opening-r100", **options):
     made = cli("train", arms, "--arm", arm, "--model", "tiny-random", "--out", out, *more, **options)
     assert made.returncode == 0, made.stderr

@@ -17,7 +17,7 @@ POWER = 0.8
 def _group(cells: Iterable[CellScores]) -> dict[GroupKey, dict[str, dict[int | None, CellScores]]]:
     groups: dict[GroupKey, dict[str, dict[int | None, CellScores]]] = {}
     for cell in cells:
-        key = (cell.model, cell.capability, cell.suite, cell.condition)
+        key = (cell.model, cell.capability, cell.suite, cell.protocol, cell.condition)
         groups.setdefault(key, {}).setdefault(cell.info.arm, {})[cell.seed] = cell
     return groups
 
@@ -31,7 +31,7 @@ def _matrix(
     if not left:
         return np.zeros((0, 0)), np.zeros((0, 0)), [], 0
     common = sorted(set.intersection(*(set(x) & set(y) for x, y in left)))
-    asked = set().union(*({r.item for r in a[s].rows or () if r.metric == metric} for s in seeds))
+    asked = set().union(*({r.item for r in a[s].of(metric)} for s in seeds))
     first = np.array([[x[i] for i in common] for x, _ in left]).reshape(len(seeds), len(common))
     second = np.array([[y[i] for i in common] for _, y in left]).reshape(len(seeds), len(common))
     return first, second, seeds, len(asked) - len(common)
@@ -70,7 +70,7 @@ def _contrast_row(
     primary: Primary,
     alpha: float,
 ) -> ContrastRow:
-    model, capability, suite, condition = key
+    model, capability, suite, protocol, condition = key
     some, other = next(iter(arm.values())), next(iter(reference.values()))
     first, second, seeds, left_out = _matrix(arm, reference, metric)
     found = _compare(first, second, alpha)
@@ -80,7 +80,7 @@ def _contrast_row(
         model=model,
         capability=capability,
         suite=suite,
-        protocol=some.protocol,
+        protocol=protocol,
         condition=condition,
         metric=metric,
         comparison=comparison,
@@ -88,7 +88,7 @@ def _contrast_row(
         reference=other.info.arm,
         ratio=some.info.ratio,
         higher_is_better=some.metrics[metric],
-        primary=primary.get(capability) == (suite, metric, condition),
+        primary=primary.get(capability) == (suite, protocol, metric, condition),
         n_seeds=len(seeds),
         n_prompts=found.n,
         n_left_out=left_out,
@@ -192,7 +192,7 @@ def _in_family(row: ContrastRow) -> bool:
 
 def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
     """Row of one seed, without its difference."""
-    mine = [r for r in cell.rows or () if r.metric == metric]
+    mine = cell.of(metric)
     values = cell.values(metric)
     found = stats.estimate(np.array([values[i] for i in sorted(values)]), alpha)
     status = cell.status if cell.rows is None else ("measured" if values else "invalid")
@@ -206,7 +206,7 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
         condition=cell.condition,
         metric=metric,
         judge=cell.judge,
-        is_proxy=cell.is_proxy,
+        is_proxy=metric in cell.proxies,
         value=found.value,
         n=sum(r.value is not None for r in mine),
         n_prompts=len(values),
@@ -252,17 +252,25 @@ def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float)
     )
 
 
+def _seen(cell: CellScores, by_seed: Mapping[int | None, CellScores]) -> list[str]:
+    """Diagnostics that were taken of at least one completion."""
+    taken = {r.metric for c in by_seed.values() for r in c.rows or ()}
+    return [d for d in cell.diagnostics if d in taken and d not in cell.metrics]
+
+
 def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha: float) -> list[ResultRow]:
     """Rows of results.parquet: one a seed, one pooled; differences against r000 of the same cell."""
     pooled_diff = {
-        (c.model, c.capability, c.suite, c.condition, c.metric, c.arm): c for c in declared if c.comparison == "vs_r000"
+        (c.model, c.capability, c.suite, c.protocol, c.condition, c.metric, c.arm): c
+        for c in declared
+        if c.comparison == "vs_r000"
     }
     rows: list[ResultRow] = []
     for key, arms in _group(cells).items():
         reference = arms.get(REFERENCE, {})
         for name, by_seed in arms.items():
             some = next(iter(by_seed.values()))
-            for metric in some.metrics:
+            for metric in (*some.metrics, *_seen(some, by_seed)):
                 pooled = _pooled(by_seed, metric, alpha)
                 found = pooled_diff.get((*key, metric, name))
                 if found:
@@ -296,6 +304,7 @@ def _order(row: ResultRow) -> tuple[object, ...]:
         row.model,
         row.capability,
         row.suite,
+        row.protocol,
         row.condition,
         row.metric,
         place,

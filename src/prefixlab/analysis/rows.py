@@ -1,9 +1,9 @@
 """The nouns of results: scores of a cell, rows of results.parquet and contrasts.parquet, verdicts. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefixlab.records import Record, SampleScore
+from prefixlab.records import Measure, Record
 
 REFERENCE = "r000"
 BASE = "base"
@@ -32,30 +32,35 @@ class CellScores:
     protocol: str
     condition: str
     metrics: Mapping[str, bool]
-    """Metric name -> whether higher is better."""
-    kinds: Mapping[str, str]
-    """Metric name -> kind of prompt it is measured on."""
+    """Metric name -> whether higher is better. These are contrasted; diagnostics are reported only."""
     judge: str | None
-    is_proxy: bool
     k: int
-    rows: Sequence[SampleScore] | None
-    """None where the evaluation has not finished."""
+    rows: Sequence[Measure] | None
+    """One a completion and metric, epoch 0 for those of a whole prompt; None where the evaluation has not finished."""
     status: str = "measured"
+    """`missing`, `not_applicable` or `not_supported` where `rows` is None."""
+    why: str = ""
+    diagnostics: Sequence[str] = ()
+    proxies: Collection[str] = ()
+    """Metrics that stand in for a human's or a guard model's grade."""
+
+    def of(self, metric: str) -> list[Measure]:
+        """Rows of one metric."""
+        return [r for r in self.rows or () if r.metric == metric]
 
     def values(self, metric: str) -> dict[str, float]:
         """Mean over the measured samples of each prompt that has at least one."""
         found: dict[str, list[float]] = {}
-        for row in self.rows or ():
-            if row.metric == metric and row.value is not None:
+        for row in self.of(metric):
+            if row.value is not None:
                 found.setdefault(row.item, []).append(row.value)
         return {item: sum(v) / len(v) for item, v in found.items()}
 
     def bound(self, metric: str, fill: float) -> dict[str, float]:
         """As `values`, with every unmeasured sample counted as `fill`."""
         found: dict[str, list[float]] = {}
-        for row in self.rows or ():
-            if row.metric == metric:
-                found.setdefault(row.item, []).append(fill if row.value is None else row.value)
+        for row in self.of(metric):
+            found.setdefault(row.item, []).append(fill if row.value is None else row.value)
         return {item: sum(v) / len(v) for item, v in found.items()}
 
 
@@ -143,6 +148,7 @@ class Verdict(Record):
     sentence: str
 
 
-Primary = Mapping[str, tuple[str, str, str]]
-"""Capability -> (suite, metric, condition)."""
-GroupKey = tuple[str, str, str, str]
+Primary = Mapping[str, tuple[str, str, str, str]]
+"""Capability -> (suite, protocol, metric, condition)."""
+GroupKey = tuple[str, str, str, str, str]
+"""(model, capability, suite, protocol, condition)."""

@@ -14,12 +14,13 @@ def verdicts(
     found: list[Verdict] = []
     groups = sorted({(c.model, c.capability) for c in declared if c.primary and c.comparison == "vs_r000"})
     for model, capability in groups:
-        suite, metric, condition = primary[capability]
+        suite, protocol, metric, condition = primary[capability]
+        wanted = (model, capability, suite, protocol, metric, condition)
         mine = [c for c in declared if (c.model, c.capability) == (model, capability) and c.primary]
         levels = [
             r.value
             for r in rows
-            if (r.model, r.capability, r.suite, r.metric, r.condition) == (model, capability, suite, metric, condition)
+            if (r.model, r.capability, r.suite, r.protocol, r.metric, r.condition) == wanted
             and r.seed is None
             and r.value is not None
         ]

@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefixlab.data.labels import LabelFile
-from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, no_layout, row_parts
+from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, nothing_usable, row_parts
 from prefixlab.data.mining import Direction, Node, Words, is_generic, select, template_text
 from prefixlab.data.openings import find_opening
 from prefixlab.data.parts import PartName
 from prefixlab.data.rows import RawRow, iter_rows
 from prefixlab.data.tally import LISTED, PARTS, Reading, Tally, batches, tallies
-from prefixlab.errors import UserError
 from prefixlab.records import FAMILIES, Record
 
 MAX_SOURCES = 100
@@ -178,7 +177,8 @@ def audit(
         total.add(tally)
         progress(done, total.n_rows)
     if not total.n_used:
-        raise nothing_usable(source, total, split, revision)
+        first = next((r for r in iter_rows(source, split=split, revision=revision)), None)
+        raise nothing_usable(source, total.n_rows, first.value if first else None, total.reasons, columns)
     found, places = summarise(source, total, min_share)
     if file:
         file.finish(places)
@@ -215,17 +215,6 @@ def _usable_parts(raw: RawRow, how: Reading) -> list[Part]:
         return list(row_parts(raw.value, layout, how.turns)) if raw.value is not None and layout else []
     except Unusable:
         return []
-
-
-def nothing_usable(source: str, total: Tally, split: str | None, revision: str | None) -> UserError:
-    """The error for a source without any usable row: its first reason, or the layouts that were tried."""
-    first = next((r for r in iter_rows(source, split=split, revision=revision)), None)
-    if first is None:
-        return UserError(f"{source}: holds no rows")
-    if first.value is not None and layout_of(first.value) is None:
-        return no_layout(first.value, source)
-    reason, count = total.reasons.most_common(1)[0]
-    return UserError(f"{source}: none of {total.n_rows} rows can be used; {count} of them: {reason}")
 
 
 def summarise(source: str, total: Tally, min_share: float) -> tuple[Audit, dict[Place, str]]:

@@ -6,6 +6,7 @@ names), and text with a chat template inside.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -285,12 +286,37 @@ def layout_of(row: Row, columns: Mapping[str, str] | None = None) -> tuple[str, 
     return None
 
 
+def no_layout_for(row: Iterable[Any]) -> str:
+    """Why a row with these columns has no layout."""
+    return f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}"
+
+
 def no_layout(row: Row, where: str) -> UserError:
     """The error for a file whose rows fit no layout: says what was tried and how to say it oneself."""
     return UserError(
-        f"{where}: no layout fits the columns {', '.join(map(str, row)) or '(none)'}; tried: {'; '.join(LAYOUTS)}; "
+        f"{where}: {no_layout_for(row)}; tried: {'; '.join(LAYOUTS)}; "
         "name the columns with --column prompt=NAME --column response=NAME"
     )
+
+
+def nothing_usable(
+    source: str, n_rows: int, first: Row | None, reasons: Counter[str], columns: Mapping[str, str] | None = None
+) -> UserError:
+    """The error for a source without any usable row: the layouts that were tried, or the commonest reason.
+
+    Args:
+        source: What was read.
+        n_rows: Its rows, all of them skipped.
+        first: The first row, None where it cannot be read.
+        reasons: Rows by why they were skipped.
+        columns: Explicit mapping that they were read with.
+    """
+    if not n_rows:
+        return UserError(f"{source}: holds no rows")
+    if first is not None and layout_of(first, columns) is None:
+        return no_layout(first, source)
+    ((reason, count),) = reasons.most_common(1)
+    return UserError(f"{source}: none of {n_rows} rows can be used; {count} of them: {reason}")
 
 
 def _assistant_turns(turns: list[Turn]) -> list[tuple[int, int]]:

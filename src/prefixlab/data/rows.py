@@ -11,7 +11,7 @@ import io
 import json
 import lzma
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,6 +27,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 ROWS_KEYS = ("data", "rows", "train", "examples", "instances", "samples", "items")
 SLICE = 20_000
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
@@ -89,47 +90,87 @@ def parse_row(raw: bytes, index: int, start: int = 0) -> RawRow:
     return RawRow(index, value, "", raw, start)
 
 
-def jsonl_rows(file: BinaryIO, *, index: int = 0, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
-    """Rows of the lines of an open file that begin before byte `stop`; blank lines are no rows."""
+def jsonl_rows(file: Iterable[bytes]) -> Iterator[RawRow]:
+    """Rows of the lines of a file; blank lines are no rows."""
+    index = start = 0
     for line in file:
-        if stop is not None and start >= stop:
-            return
         raw = line.strip(b" \t\r\n")
-        if raw == b"\xef\xbb\xbf":
+        if raw == BOM:
             raw = b""
         if raw:
             lead = line.index(raw)
-            if start == 0 and raw.startswith(b"\xef\xbb\xbf"):
+            if start == 0 and raw.startswith(BOM):
                 raw, lead = raw[3:], lead + 3
             yield parse_row(raw, index, start + lead)
             index += 1
         start += len(line)
 
 
-def _array_rows(data: bytes, path: Path) -> Iterator[RawRow]:
-    """Elements of a JSON array, or of the one array of rows in a JSON object, each with its own bytes."""
+def _json_rows(path: Path, split: str | None) -> Iterator[RawRow]:
+    """Rows of a .json file: an array, the array of rows in an object, one object that is a row, or lines of objects."""
+    with open_bytes(path) as file:
+        data = file.read()
+    if _is_jsonl(data):
+        yield from jsonl_rows(io.BytesIO(data))
+        return
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-    decoder, at = json.JSONDecoder(), len(text) - len(text.lstrip("\ufeff \t\r\n"))
+    at = len(text) - len(text.lstrip("\ufeff \t\r\n"))
     try:
         if text[at : at + 1] != "[":
-            at = _array_inside(text, at, path)
-        at, index, byte, seen = _skip(text, at + 1), 0, 0, 0
-        while text[at : at + 1] != "]":
-            value, end = decoder.raw_decode(text, at)
-            byte, seen = byte + len(text[seen:at].encode()), at
-            raw = text[at:end].encode()
-            problem = "" if isinstance(value, dict) else f"a row must be a JSON object, not {type(value).__name__}"
-            yield RawRow(index, None if problem else value, problem, raw, byte)
-            index, at = index + 1, _skip(text, end)
-            if text[at : at + 1] == ",":
-                at = _skip(text, at + 1)
-            elif text[at : at + 1] != "]":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            loaded = json.loads(text[at:])
+            if _is_one_row(loaded):
+                raw = data.strip().removeprefix(BOM)
+                yield RawRow(0, loaded, "", raw, data.index(raw))
+                return
+            at = _place_of(_rows_key(loaded, path, split), text, at)
+        yield from _array_rows(text, at)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def _is_jsonl(data: bytes) -> bool:
+    """Whether a .json file holds one object a line, as many do."""
+    lines = [line for line in data[:4_000_000].split(b"\n", 3) if line.strip()]
+    if not lines or not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+        return False
+    return parse_row(lines[0].strip().removeprefix(BOM), 0).value is not None and len(lines) > 1
+
+
+def _is_one_row(loaded: Any) -> bool:
+    """Whether the content of a .json file is a row itself: an object with messages, or without any list."""
+    if not isinstance(loaded, dict):
+        return False
+    if {"messages", "conversations"} & set(loaded):
+        return True
+    return not any(isinstance(v, list) for v in loaded.values()) and len(loaded) > 1
+
+
+def _rows_key(loaded: Any, path: Path, split: str | None) -> str:
+    """The key of the one array of rows in a JSON object such as {"data": [...]}; of several, the split's."""
+    lists = [k for k, v in loaded.items() if isinstance(v, list)] if isinstance(loaded, dict) else []
+    named = [k for k in ROWS_KEYS if k in lists] or lists
+    if not named:
+        raise UserError(f"{path}: holds no rows; a JSON file must be a list of objects, or one object with such a list")
+    if split is not None and len(named) > 1 and split in named:
+        return split
+    if len(named) > 1:
+        raise UserError(f"{path}: holds several lists ({', '.join(named)}); name one of them as split")
+    return named[0]
+
+
+def _place_of(wanted: str, text: str, at: int) -> int:
+    """Where the value of a key starts in the JSON object at `at`."""
+    decoder, place = json.JSONDecoder(), _skip(text, at + 1)
+    while True:
+        key, end = decoder.raw_decode(text, place)
+        place = _skip(text, _skip(text, end) + 1)
+        if key == wanted:
+            return place
+        _, end = decoder.raw_decode(text, place)
+        place = _skip(text, _skip(text, end) + 1)
 
 
 def _skip(text: str, at: int) -> int:
@@ -138,58 +179,21 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _array_inside(text: str, at: int, path: Path) -> int:
-    """Where the array of rows starts in a JSON object such as {"data": [...]}."""
-    loaded = json.loads(text[at:])
-    lists = [k for k, v in loaded.items() if isinstance(v, list)] if isinstance(loaded, dict) else []
-    named = [k for k in ROWS_KEYS if k in lists] or lists
-    if not named:
-        raise UserError(f"{path}: holds no rows; a JSON file must be a list of objects, or one object with such a list")
-    if len(named) > 1:
-        raise UserError(f"{path}: holds several lists ({', '.join(named)}); write the wanted one into its own file")
-    place = _skip(text, at + 1)
-    decoder = json.JSONDecoder()
-    while True:
-        key, end = decoder.raw_decode(text, place)
-        place = _skip(text, _skip(text, end) + 1)
-        if key == named[0]:
-            return place
-        _, end = decoder.raw_decode(text, place)
-        place = _skip(text, _skip(text, end) + 1)
-
-
-def _is_jsonl(data: bytes) -> bool:
-    """Whether a .json file holds one object a line, as many do."""
-    lines = [line for line in data[:4_000_000].split(b"\n", 3) if line.strip()]
-    if not lines or not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
-        return False
-    return parse_row(lines[0].strip().removeprefix(b"\xef\xbb\xbf"), 0).value is not None and len(lines) > 1
-
-
-def _is_one_row(data: bytes) -> bool:
-    """Whether a .json file holds one object that is a row itself: no list of objects is in it, but messages."""
-    try:
-        loaded = json.loads(data)
-    except ValueError:
-        return False
-    if not isinstance(loaded, dict):
-        return False
-    if {"messages", "conversations"} & set(loaded):
-        return True
-    return bool(loaded) and not any(isinstance(v, list) for v in loaded.values()) and len(loaded) > 1
-
-
-def _json_rows(path: Path) -> Iterator[RawRow]:
-    with open_bytes(path) as file:
-        data = file.read()
-    if _is_jsonl(data):
-        with open_bytes(path) as file:
-            yield from jsonl_rows(file)
-    elif _is_one_row(data):
-        raw = data.strip().removeprefix(b"\xef\xbb\xbf")
-        yield parse_row(raw, 0, data.index(raw))
-    else:
-        yield from _array_rows(data, path)
+def _array_rows(text: str, at: int) -> Iterator[RawRow]:
+    """Elements of the JSON array at `at`, each with its own bytes."""
+    decoder, index, byte, seen = json.JSONDecoder(), 0, 0, 0
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "]":
+        value, end = decoder.raw_decode(text, at)
+        byte, seen = byte + len(text[seen:at].encode()), at
+        raw = text[at:end].encode()
+        problem = "" if isinstance(value, dict) else f"a row must be a JSON object, not {type(value).__name__}"
+        yield RawRow(index, None if problem else value, problem, raw, byte)
+        index, at = index + 1, _skip(text, end)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
 
 
 def _csv_rows(path: Path) -> Iterator[RawRow]:
@@ -255,14 +259,14 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
             index += 1
 
 
-def _hub_rows(name: str, split: str | None, revision: str | None) -> Iterator[RawRow]:
+def _hub_rows(name: str, split: str | None, revision: str | None, config: str | None) -> Iterator[RawRow]:
     try:
         from datasets import load_dataset  # noqa: PLC0415  (an extra, heavy, and needed for the hub only)
         from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
     except ImportError as error:
         raise UserError(f"data set {name!r}: reading from the hub needs pip install 'prefixlab[hub]'") from error
     try:
-        loaded = load_dataset(name, split=split or "train", revision=revision)
+        loaded = load_dataset(name, config, split=split or "train", revision=revision)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise UserError(f"data set {name!r} could not be read from the hub: {str(error).splitlines()[0]}") from error
     for index, row in enumerate(loaded):
@@ -275,19 +279,22 @@ def is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not path.exists() and suffix_of(path) not in FORMATS and source[0] not in "./~"
 
 
-def iter_rows(source: str, *, split: str | None = None, revision: str | None = None) -> Iterator[RawRow]:
+def iter_rows(
+    source: str, *, split: str | None = None, revision: str | None = None, config: str | None = None
+) -> Iterator[RawRow]:
     """Rows of a local file, a folder saved by `datasets`, or a hub data set.
 
     Args:
         source: Path, or "owner/name" on the hub.
         split: Of a hub data set or a saved DatasetDict; "train" by default.
         revision: Of a hub data set.
+        config: Named part of a hub data set that has several.
 
     Raises:
         UserError: Missing, of an unknown format, or unreadable as a whole.
     """
     if is_hub_id(source):
-        yield from _hub_rows(source, split, revision)
+        yield from _hub_rows(source, split, revision, config)
         return
     path = Path(source).expanduser()
     if not path.exists():
@@ -301,7 +308,7 @@ def iter_rows(source: str, *, split: str | None = None, revision: str | None = N
             with open_bytes(path) as file:
                 yield from jsonl_rows(file)
         elif suffix == ".json":
-            yield from _json_rows(path)
+            yield from _json_rows(path, split)
         elif suffix in (".csv", ".tsv"):
             yield from _csv_rows(path)
         elif suffix in (".parquet", ".arrow"):

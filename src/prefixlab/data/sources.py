@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from prefixlab.config import DataConfig
 from prefixlab.data.arms import keyed_hash
-from prefixlab.data.layouts import Unusable, layout_of, parts_of
+from prefixlab.data.layouts import Unusable, layout_of, no_layout_for, parts_of
 from prefixlab.data.rows import iter_rows
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import EvalItem, Message, Sample
@@ -162,8 +162,7 @@ def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     layout = layout_of(row, columns)
     if layout is None:
         raise Unusable(
-            f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}; name prompt and response "
-            "(data.columns in a study, --column on the command line)"
+            f"{no_layout_for(row)}; name prompt and response (data.columns in a study, --column on the command line)"
         )
     turns = layout[1](row)
     parts = list(parts_of(turns, "last"))

@@ -16,7 +16,6 @@ from prefixlab.records import Family, Sample, StripRecord
 
 _RAISED = re.compile(r"(?:a|i|[a-z][^\W\d_]+)(?:['’][a-z]+)?(?=[,;:.!?]?(?:\s+[^\s=+*/<>&|^-]|\s*$))")
 """A first word that may be capitalised: a word of prose, no identifier, no call, no formula."""
-MAX_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def cut_opening(
     """
     known, wanted = Task(task) if isinstance(task, str) else task, frozenset(families)
     rest, family, start, lowered = text, None, 0, ""
-    for _ in range(MAX_ROUNDS):
+    while True:  # each round leaves less text, so there is a last one
         found = find_opening(rest, known, name)
         if found is None or found.family not in wanted:
             break

@@ -1,26 +1,37 @@
 """`prefixlab strip`: a data file without its openings, a record of what was removed, and the way back."""
 
-import csv
 import hashlib
-import io
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import polars
 
-from prefixlab.data.layouts import Turns, Unusable, layout_of, no_layout, parts_of, rejected_turns, value_at, with_value
+from prefixlab.data.layouts import (
+    Turns,
+    Unusable,
+    layout_of,
+    no_layout_for,
+    nothing_usable,
+    parts_of,
+    rejected_turns,
+    value_at,
+    with_value,
+)
 from prefixlab.data.rewrite_rows import edit_row
 from prefixlab.data.rows import RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
 from prefixlab.data.strip import Cut, cut_opening, uncut
+from prefixlab.data.writing import check_writable, encoded, whole, write_rows
 from prefixlab.errors import UserError
 from prefixlab.records import Family, Record
 
 Mode = Literal["raw", "records"]
-WRITABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+LISTED = 20
+"""Skipped rows that a report lists one by one."""
 
 
 class RemovedPart(Record):
@@ -75,7 +86,7 @@ def _row_cuts(
     """New texts by path, and what was removed, last place first within a text."""
     layout = layout_of(row, columns)
     if layout is None:
-        raise Unusable(f"no layout fits the columns {', '.join(map(str, row)) or '(none)'}")
+        raise Unusable(no_layout_for(row))
     cuts: list[tuple[Any, Cut]] = []
     parts = list(parts_of(layout[1](row), turns))
     if layout[0] == "preference":
@@ -111,53 +122,77 @@ def _is_raw(source: str, out: Path) -> bool:
     return out.suffix == kinds and ((own in lines and kinds in lines) or (own == ".json" and kinds == ".json"))
 
 
-def _writable(path: Path) -> None:
-    if path.suffix.lower() not in WRITABLE:
-        raise UserError(f"cannot write {str(path)!r}; allowed: {', '.join(WRITABLE)}, not compressed")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], schema: Mapping[str, Any] | None = None) -> None:
-    """Write rows as the format that the suffix names; `schema`: types of a Parquet file's columns.
-
-    Raises:
-        UserError: Another suffix, or values that the format cannot hold.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    elif suffix == ".json":
-        path.write_bytes(json.dumps(rows, ensure_ascii=False, indent=1, default=str).encode("utf-8", "surrogatepass"))
-    elif suffix in (".csv", ".tsv"):
-        nested = next((k for row in rows for k, v in row.items() if isinstance(v, (list, dict))), None)
-        if nested is not None:
-            raise UserError(f"cannot write {str(path)!r}: column {nested!r} holds lists or objects; write .jsonl")
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, names, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        try:
-            path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
-        except UnicodeEncodeError as error:
-            path.unlink(missing_ok=True)
-            raise UserError(f"cannot write {str(path)!r}: a text holds half a surrogate pair; write .jsonl") from error
-    elif suffix == ".parquet":
-        try:
-            polars.DataFrame(rows, schema=schema, infer_schema_length=None).write_parquet(path)
-        except (polars.exceptions.PolarsError, TypeError, UnicodeEncodeError) as error:
-            why = f"the rows do not fit one table ({str(error).splitlines()[0]})"
-            raise UserError(f"cannot write {str(path)!r}: {why}; write .jsonl") from error
-    else:
-        _writable(path)
-
-
 def _schema(source: str, out: Path) -> Mapping[str, Any] | None:
     """Types of the columns where a Parquet file becomes a Parquet file."""
     both = source.lower().endswith(".parquet") and out.suffix.lower() == ".parquet"
     return polars.read_parquet_schema(source) if both and not is_hub_id(source) else None
+
+
+@dataclass
+class _Reading:
+    """What one pass over the rows gathers."""
+
+    raw_mode: bool
+    n_rows: int = 0
+    first: dict[str, Any] | None = None
+    """The first row, where it can be read."""
+    plain: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the output (mode `records`)."""
+    edits: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """Changes of the source's bytes (mode `raw`): offset, length, new bytes."""
+    kept: list[RemovedRow] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    listed: list[tuple[int, str]] = field(default_factory=list)
+    removed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: RawRow, columns: Mapping[str, str], turns: Turns, families: tuple[Family, ...]) -> None:
+        """Strip one row."""
+        if not self.n_rows:
+            self.first = row.value
+        self.n_rows += 1
+        changes: dict[tuple[str | int, ...], str] = {}
+        removed: list[RemovedPart] = []
+        try:
+            if row.value is None:
+                raise Unusable(row.error)
+            changes, removed = _row_cuts(row.value, columns, turns, families)
+        except Unusable as error:
+            self.skipped[str(error)] += 1
+            if len(self.listed) < LISTED:
+                self.listed.append((row.index, str(error)))
+        if changes:
+            self.removed.update(part.family for part in removed)
+            where = row.index if self.raw_mode else len(self.plain)
+            own = row.raw.decode() if self.raw_mode else None
+            self.kept.append(RemovedRow(row=where, raw=own, parts=tuple(removed)))
+        if row.value is None:
+            return
+        if not self.raw_mode:
+            value = row.value
+            for place, text in changes.items():
+                value = with_value(value, place, text)
+            self.plain.append(value)
+        elif changes:
+            self.edits.append((row.start, len(row.raw), edit_row(row.raw, row.value, changes)))
+
+    def report(self, source: str, out: Path, written: Path, families: tuple[Family, ...]) -> StripReport:
+        """The report of a pass whose output is at `written`, and will be at `out`."""
+        n_skipped = sum(self.skipped.values())
+        return StripReport(
+            source=source,
+            stripped=out.name,
+            mode="raw" if self.raw_mode else "records",
+            source_sha256=_sha256(Path(source).expanduser()) if self.raw_mode else None,
+            stripped_sha256=_sha256(written),
+            n_rows=self.n_rows,
+            n_skipped=n_skipped,
+            n_dropped=0 if self.raw_mode else self.n_rows - len(self.plain),
+            skipped=dict(self.skipped.most_common(50)),
+            first_skipped=tuple(self.listed),
+            n_changed_rows=len(self.kept),
+            removed=dict(self.removed),
+            families=families,
+        )
 
 
 def strip_file(
@@ -177,6 +212,26 @@ def strip_file(
     Raises:
         UserError: Unreadable source, no usable row, an output that is there already, or of another format.
     """
+    _check_outputs(out, record, families)
+    found = _Reading(_is_raw(source, out))
+    for row in iter_rows(source, split=split, revision=revision):
+        found.add(row, columns or {}, turns, families)
+        if found.n_rows % 1000 == 0:
+            progress(found.n_rows)
+    if found.n_rows == sum(found.skipped.values()):
+        raise nothing_usable(source, found.n_rows, found.first, found.skipped, columns)
+    content = None if found.raw_mode else encoded(found.plain, out, _schema(source, out))
+    with whole(out) as stripped, whole(record) as notes:  # the record takes its place first: no output is without one
+        if content is None:
+            _write_edited(Path(source).expanduser(), stripped, found.edits)
+        else:
+            stripped.write_bytes(content)
+        report = found.report(source, out, stripped, families)
+        notes.write_text("".join(json.dumps(r.model_dump()) + "\n" for r in (report, *found.kept)), encoding="ascii")
+    return report
+
+
+def _check_outputs(out: Path, record: Path, families: tuple[Family, ...]) -> None:
     if out.resolve() == record.resolve():
         raise UserError(f"{str(out)!r} cannot be both the stripped file and its record")
     if not families:
@@ -184,69 +239,7 @@ def strip_file(
     for path in (out, record):
         if path.exists():
             raise UserError(f"{str(path)!r} is there already; choose a new name or remove it")
-    _writable(out)
-    raw_mode = _is_raw(source, out)
-    plain: list[dict[str, Any]] = []
-    edits: list[tuple[int, int, bytes]] = []
-    kept: list[RemovedRow] = []
-    skipped: Counter[str] = Counter()
-    listed: list[tuple[int, str]] = []
-    counts: Counter[str] = Counter()
-    n_rows = 0
-    first: RawRow | None = None
-    for row in iter_rows(source, split=split, revision=revision):
-        n_rows += 1
-        first = first or row
-        if n_rows % 1000 == 0:
-            progress(n_rows)
-        changes: dict[tuple[str | int, ...], str] = {}
-        removed: list[RemovedPart] = []
-        try:
-            if row.value is None:
-                raise Unusable(row.error)
-            changes, removed = _row_cuts(row.value, columns or {}, turns, families)
-        except Unusable as error:
-            skipped[str(error)] += 1
-            if len(listed) < 20:
-                listed.append((row.index, str(error)))
-        value = row.value or {}
-        if changes:
-            counts.update(part.family for part in removed)
-            where = row.index if raw_mode else len(plain)
-            kept.append(RemovedRow(row=where, raw=row.raw.decode() if raw_mode else None, parts=tuple(removed)))
-        if raw_mode and changes:
-            edits.append((row.start, len(row.raw), edit_row(row.raw, row.value, changes)))
-        elif not raw_mode and row.value is not None:
-            for place, text in changes.items():
-                value = with_value(value, place, text)
-            plain.append(value)
-    if n_rows == sum(skipped.values()):
-        if first is not None and first.value is not None and layout_of(first.value, columns) is None:
-            raise no_layout(first.value, source)
-        why = f"; {skipped.most_common(1)[0][0]}" if skipped else ""
-        raise UserError(f"{source}: none of {n_rows} rows can be used{why}")
-    if raw_mode:
-        _write_edited(Path(source).expanduser(), out, edits)
-    else:
-        write_rows(out, plain, _schema(source, out))
-    report = StripReport(
-        source=source,
-        stripped=out.name,
-        mode="raw" if raw_mode else "records",
-        source_sha256=_sha256(Path(source).expanduser()) if raw_mode else None,
-        stripped_sha256=_sha256(out),
-        n_rows=n_rows,
-        n_skipped=sum(skipped.values()),
-        n_dropped=0 if raw_mode else n_rows - len(plain),
-        skipped=dict(skipped.most_common(50)),
-        first_skipped=tuple(listed),
-        n_changed_rows=len(kept),
-        removed=dict(counts),
-        families=families,
-    )
-    lines = [json.dumps(r.model_dump()) + "\n" for r in (report, *kept)]
-    record.write_text("".join(lines), encoding="ascii")
-    return report
+    check_writable(out)
 
 
 def _sha256(path: Path) -> str:
@@ -301,7 +294,7 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
         raise UserError(f"{str(out)!r} is there already; choose a new name or remove it")
     if not stripped.is_file() or _sha256(stripped) != report.stripped_sha256:
         raise UserError(f"{str(stripped)!r} is missing or not the file that {str(record)!r} was written with")
-    _writable(out)
+    check_writable(out)
     if report.mode == "raw" and not _is_raw(str(stripped), out):
         raise UserError(f"cannot write {str(out)!r}: {str(stripped)!r} is restored in its own format")
     by_row = {r.row: r for r in rows}
@@ -311,9 +304,10 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
             for r in iter_rows(str(stripped))
             if r.index in by_row
         ]
-        _write_edited(stripped, out, edits)
-        if _sha256(out) != report.source_sha256:
-            raise UserError(f"{str(out)!r} differs from the source; please report this with the record file")
+        with whole(out) as back:
+            _write_edited(stripped, back, edits)
+            if _sha256(back) != report.source_sha256:
+                raise UserError(f"{str(out)!r} would differ from the source; please report this with the record file")
         return report
     restored = []
     usable = (r for r in iter_rows(str(stripped)) if r.value is not None)

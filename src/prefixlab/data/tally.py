@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixlab.data.labels import Label
-from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, row_parts
+from prefixlab.data.layouts import Part, Turns, Unusable, layout_of, no_layout_for, row_parts
 from prefixlab.data.mining import LEAD, Lead, Tree, chunk_tree, merge
 from prefixlab.data.openings import find_opening
 from prefixlab.data.parts import PartName
@@ -166,11 +166,7 @@ def _example(text: str, end: int) -> str:
 
 
 def tally_rows(rows: Iterable[RawRow], how: Reading) -> Tally:
-    """Count some rows; the row numbers of the result start at 0.
-
-    Raises:
-        UserError: No row fits any layout, or a named column is in none of them.
-    """
+    """Count some rows; the row numbers of the result start at 0. Rows that cannot be used are counted as skipped."""
     collecting = gc.isenabled()
     gc.disable()  # nothing here refers to itself, and looking for that takes a third of the time
     try:
@@ -197,7 +193,7 @@ def _tally_rows(rows: Iterable[RawRow], how: Reading) -> Tally:
                 layouts[shape] = layout_of(raw.value, how.columns), tuple(c for c in SOURCE_COLUMNS if c in raw.value)
             layout, source_columns = layouts[shape]
             if layout is None:
-                raise Unusable(f"no layout fits the columns {', '.join(map(str, shape)) or '(none)'}")
+                raise Unusable(no_layout_for(shape))
             source = _source_of(raw.value, source_columns) if source_columns else None
             for part in row_parts(raw.value, layout, how.turns):
                 family = _count_part(tally, part, index, leads, how)

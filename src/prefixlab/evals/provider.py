@@ -1,108 +1,59 @@
-"""Evaluation through Inspect AI with our own engine behind it.
+"""The model that Inspect sees: our own engine behind planned batches, or behind waves for tasks that cannot be planned.
 
-Batches are planned from the suite's items and epochs before Inspect starts and are stored with the step. The solver
-sends item id and epoch with the message; the provider collects requests and runs a batch as soon as the last of its
-members has arrived, in one worker thread. Per-request seeds derive from (study key, item, epoch), so neither the
-order of arrival nor a resumed run changes a completion.
+PlannedProvider collects the requests of a suite and runs a planned batch as soon as its last member has arrived, in one
+worker thread. WaveProvider serves any other task: what has arrived when nothing more comes runs as one wave.
+Per-request seeds derive from (suite, item, epoch), so neither the order of arrival nor a resumed run changes a planned
+completion.
 """
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inspect_ai import Epochs, Task, eval
-from inspect_ai.dataset import MemoryDataset
-from inspect_ai.dataset import Sample as InspectSample
-from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
-    ChatMessageSystem,
-    ChatMessageUser,
     GenerateConfig,
-    Model,
     ModelAPI,
     ModelOutput,
     ModelUsage,
     modelapi,
 )
-from inspect_ai.scorer import Metric, Score, Target, metric, scorer
-from inspect_ai.scorer import SampleScore as InspectScore
-from inspect_ai.scorer import Scorer as InspectScorer
-from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from prefixlab.config import SuiteConfig
 from prefixlab.data.arms import keyed_hash
-from prefixlab.data.parts import split_response
 from prefixlab.errors import StepError
-from prefixlab.evals.scorers import Parsed
-from prefixlab.evals.suites import Suite
+from prefixlab.evals.planning import Answer, BatchPlan, Kept, Key, PlannedRequest
 from prefixlab.model.generate import Completion, Request
-from prefixlab.records import EvalItem, Message, Record, SampleScore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Key = tuple[str, int]
-"""Item id and epoch (from 1)."""
-
-
-class PlannedRequest(Record):
-    """One completion to come: what is sent and how it is drawn."""
-
-    item: str
-    epoch: int
-    ids: tuple[int, ...]
-    prefill: str
-    """Text of the last ids that stands for the start of the model's own turn; empty if nothing is prefilled."""
-    seed: int
-
-    @property
-    def key(self) -> Key:
-        """Item and epoch."""
-        return self.item, self.epoch
-
-
-class BatchPlan(Record):
-    """Every request of an evaluation in its batch, fixed before the first one is sent."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    batches: tuple[tuple[PlannedRequest, ...], ...]
-
-
-def plan_batches(prompts: Mapping[str, tuple[tuple[int, ...], str]], config: SuiteConfig, key: str) -> BatchPlan:
-    """Batches of prompts of similar length, longest first.
-
-    Args:
-        prompts: Prompt ids, prefill included, and the prefill's text, by item id.
-        config: Decoding, epochs and batch size.
-        key: Part of every request's seed.
-    """
-    requests = [
-        PlannedRequest(item=item, epoch=epoch, ids=ids, prefill=text, seed=keyed_hash(key, item, epoch) % 2**63)
-        for item, (ids, text) in prompts.items()
-        for epoch in range(1, config.epochs + 1)
-    ]
-    requests.sort(key=lambda r: (-len(r.ids), r.item, r.epoch))
-    size = config.batch_size
-    return BatchPlan(
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        batches=tuple(tuple(requests[i : i + size]) for i in range(0, len(requests), size)),
-    )
-
+from prefixlab.records import Message
 
 Engine = Callable[[Sequence[Request]], list[Completion]]
 """Completes one batch; the real one is model.generate, tests script it."""
+Chooser = Callable[[Sequence[PlannedRequest]], list[tuple[float, ...]]]
+"""Log-likelihoods of every option of every request of a batch."""
+Decode = Callable[[Sequence[int]], str]
+
+
+def no_chooser(batch: Sequence[PlannedRequest]) -> list[tuple[float, ...]]:
+    """For engines that cannot score given answers."""
+    raise StepError("log-likelihood suites are not supported by this engine")
+
+
+def output_of(name: str, sent: int, answer: Answer, decode: Decode, prefill: str = "") -> ModelOutput:
+    """What Inspect gets: a completion, or the log-likelihoods as one number a line."""
+    text = "\n".join(map(repr, answer.log_likelihoods)) if answer.log_likelihoods else decode(answer.ids)
+    return ModelOutput(
+        model=name,
+        choices=[
+            ChatCompletionChoice(
+                message=ChatMessageAssistant(content=text), stop_reason="max_tokens" if answer.truncated else "stop"
+            )
+        ],
+        usage=ModelUsage(input_tokens=sent, output_tokens=len(answer.ids), total_tokens=sent + len(answer.ids)),
+        metadata={"prefill": prefill},
+    )
 
 
 @modelapi(name="prefixlab")
@@ -114,13 +65,17 @@ class PlannedProvider(ModelAPI):
         name: str,
         plan: BatchPlan,
         engine: Engine,
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         tick: Callable[[int], None],
+        kept: Kept,
+        chooser: Chooser = no_chooser,
     ) -> None:
         super().__init__(model_name=name)
-        self._plan, self._engine, self._decode, self._tick = plan, engine, decode, tick
+        self._plan, self._engine, self._chooser = plan, engine, chooser
+        self._decode, self._tick, self._kept = decode, tick, kept
+        self._requests = {r.key: r for batch in plan.batches for r in batch}
         self._batch_of = {r.key: b for b, batch in enumerate(plan.batches) for r in batch}
-        self._waiting: dict[int, dict[Key, asyncio.Future[Completion]]] = {}
+        self._waiting: dict[int, dict[Key, asyncio.Future[Answer]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1)
 
@@ -142,192 +97,106 @@ class PlannedProvider(ModelAPI):
         waiting[key] = loop.create_future()
         if len(waiting) == len(self._plan.batches[number]):
             self._tasks.add(loop.create_task(self._run(number)))
-        done = await waiting[key]
-        text = self._decode(done.ids)
-        sent = next(len(r.ids) for r in self._plan.batches[number] if r.key == key)
-        return ModelOutput(
-            model=self.model_name,
-            choices=[
-                ChatCompletionChoice(
-                    message=ChatMessageAssistant(content=text),
-                    stop_reason="max_tokens" if done.truncated else "stop",
-                )
-            ],
-            usage=ModelUsage(input_tokens=sent, output_tokens=len(done.ids), total_tokens=sent + len(done.ids)),
-        )
+        answer = await waiting[key]
+        request = self._requests[key]
+        return output_of(self.model_name, len(request.ids), answer, self._decode, request.prefill)
+
+    def _answers(self, number: int) -> Sequence[Answer]:
+        """Run one batch, or take it from what an earlier process finished."""
+        batch, plan = self._plan.batches[number], self._plan
+        if number in self._kept.batches:
+            return self._kept.batches[number]
+        if batch[0].options:
+            answers = [Answer(log_likelihoods=totals) for totals in self._chooser(batch)]
+        else:
+            requests = [
+                Request(r.ids, plan.max_tokens, plan.temperature, plan.top_p, r.seed, plan.repetition_penalty)
+                for r in batch
+            ]
+            answers = [Answer.of(done) for done in self._engine(requests)]
+        self._kept.add(number, answers)
+        return answers
 
     async def _run(self, number: int) -> None:
-        batch = self._plan.batches[number]
-        requests = [
-            Request(r.ids, self._plan.max_tokens, self._plan.temperature, self._plan.top_p, r.seed) for r in batch
-        ]
         waiting = self._waiting[number]
         try:
-            completions = await asyncio.get_running_loop().run_in_executor(self._worker, self._engine, requests)
+            answers = await asyncio.get_running_loop().run_in_executor(self._worker, self._answers, number)
         except Exception as error:
             for future in waiting.values():
                 future.set_exception(error)
             return
-        self._tick(len(batch))
-        for planned, completion in zip(batch, completions, strict=True):
-            waiting[planned.key].set_result(completion)
+        self._tick(len(answers))
+        for planned, answer in zip(self._plan.batches[number], answers, strict=True):
+            waiting[planned.key].set_result(answer)
 
 
-@solver
-def ask() -> Solver:
-    """One generate call that carries item id and epoch with the user's message."""
-
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        state.messages[-1].metadata = {"prefixlab": {"item": str(state.sample_id), "epoch": state.epoch}}
-        return await generate(state)
-
-    return solve
+QUIET = 0.05
+"""Seconds without a new request after which a wave starts."""
 
 
-def _chat_message(message: Message) -> ChatMessage:
-    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    made: ChatMessage = kinds[message.role](content=message.content)
-    return made
+@modelapi(name="prefixlab-waves")
+class WaveProvider(ModelAPI):
+    """Inspect model for tasks that decide while they run what they ask next: "not planned" in results."""
 
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        decode: Decode,
+        encode: Callable[[Sequence[Message]], Sequence[int]],
+        *,
+        max_tokens: int,
+        wave: int = 64,
+    ) -> None:
+        super().__init__(model_name=name)
+        self._engine, self._decode, self._encode = engine, decode, encode
+        self._max_tokens, self._wave = max_tokens, wave
+        self._queue: list[tuple[Request, asyncio.Future[Completion]]] = []
+        self._arrived = 0
+        self._task: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1)
 
-@metric
-def measured_mean() -> Metric:
-    """Mean over the samples that have a value; NaN if there is none."""
+    def max_connections(self) -> int:
+        """As many as make one wave."""
+        return self._wave
 
-    def compute(scores: list[InspectScore]) -> float:
-        values = [v for v in (s.score.as_float() for s in scores) if not math.isnan(v)]
-        return sum(values) / len(values) if values else float("nan")
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """Wait for the wave that the request is part of."""
+        if tools:
+            raise StepError("the task calls tools, which this model does not support")
+        turns = [Message.model_validate({"role": m.role, "content": m.text}) for m in input]
+        ids = tuple(self._encode(turns))
+        seed = config.seed if config.seed is not None else keyed_hash("wave", *ids[-64:], len(ids)) % 2**63
+        request = Request(
+            ids, config.max_tokens or self._max_tokens, config.temperature or 0.0, config.top_p or 1.0, seed
+        )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Completion] = loop.create_future()
+        self._queue.append((request, future))
+        self._arrived += 1
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._serve())
+        return output_of(self.model_name, len(ids), Answer.of(await future), self._decode)
 
-    return compute
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            seen = -1
+            while seen != self._arrived and len(self._queue) < self._wave:
+                seen = self._arrived
+                await asyncio.sleep(QUIET)
+            taken = sorted(self._queue[: self._wave], key=lambda pair: -len(pair[0].ids))
+            del self._queue[: self._wave]
+            await self._run(taken, loop)
 
-
-def _scorer(
-    suite: Suite, items: Mapping[str, EvalItem], prefills: Mapping[Key, str], judge: str, preopened: bool
-) -> InspectScorer:
-    @scorer(metrics={m.name: [measured_mean()] for m in suite.metrics}, name=suite.name)
-    def build() -> InspectScorer:
-        async def score(state: TaskState, target: Target) -> Score:
-            item = items[str(state.sample_id)]
-            truncated = state.output.stop_reason == "max_tokens"
-            whole = prefills[item.id, state.epoch] + state.output.completion
-            reasoning, answer = split_response(whole, preopened=preopened)
-            scored = suite.score(item, Parsed(reasoning, answer, truncated), judge)
-            return Score(
-                # Inspect turns a missing number into 0 before it aggregates; NaN it leaves alone.
-                value={m.name: math.nan for m in suite.metrics}
-                | {s.metric: s.value for s in scored if s.value is not None},
-                answer=scored[0].answer,
-                metadata={
-                    "scored": [s.__dict__ for s in scored],
-                    "prefill": prefills[item.id, state.epoch],
-                    "kind": item.kind,
-                    "category": item.category,
-                },
-            )
-
-        return score
-
-    return build()
-
-
-@dataclass(frozen=True)
-class EvalJob:
-    """Everything one evaluation needs beside its engine."""
-
-    name: str
-    suite: Suite
-    items: Sequence[EvalItem]
-    plan: BatchPlan
-    epochs: int
-    judge: str
-    preopened: bool
-    metadata: dict[str, Any]
-    """Cell, arm, condition, protocol: stored in the log."""
-
-
-def evaluate(
-    job: EvalJob,
-    engine: Engine,
-    tokenizer: "PreTrainedTokenizerBase",
-    folder: Path,
-    tick: Callable[[int], None] = lambda n: None,
-) -> list[SampleScore]:
-    """Run one suite through Inspect; leaves a standard .eval log in `folder`.
-
-    Raises:
-        StepError: Inspect did not finish, or a sample has no score.
-    """
-
-    def decode(ids: Sequence[int]) -> str:
-        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-    items = {i.id: i for i in job.items}
-    prefills = {r.key: r.prefill for batch in job.plan.batches for r in batch}
-    samples = [
-        InspectSample(id=i.id, input=[_chat_message(m) for m in i.messages], target=i.target, metadata={"kind": i.kind})
-        for i in job.items
-    ]
-    task = Task(
-        dataset=MemoryDataset(samples, name=job.suite.name),
-        solver=ask(),
-        scorer=_scorer(job.suite, items, prefills, job.judge, job.preopened),
-        epochs=Epochs(job.epochs, "mean"),
-        name=job.suite.name,
-    )
-    provider = PlannedProvider(job.name, job.plan, engine, decode, tick)
-    total = len(prefills)
-    logs = eval(
-        task,
-        model=Model(provider, GenerateConfig()),
-        log_dir=str(folder),
-        log_format="eval",
-        log_realtime=False,
-        log_level="error",
-        display="none",
-        score_display=False,
-        metadata=job.metadata,
-        max_connections=total,
-        max_samples=total,
-        fail_on_error=True,
-        retry_on_error=0,
-    )
-    return scores_of_log(logs[0], job.suite.name)
-
-
-def scores_of_log(log: EvalLog, suite: str) -> list[SampleScore]:
-    """Every metric of every sample of a finished log, sorted by item, epoch and metric."""
-    if log.status != "success" or log.samples is None:
-        reason = log.error.message.splitlines()[0] if log.error else log.status
-        raise StepError(f"evaluation on {suite!r} did not finish: {reason}")
-    rows = []
-    for sample in log.samples:
-        if not sample.scores:
-            raise StepError(f"evaluation on {suite!r}: sample {sample.id!r} has no score")
-        (score,) = sample.scores.values()
-        about = score.metadata or {}
-        for scored in about["scored"]:
-            rows.append(
-                SampleScore(
-                    item=str(sample.id),
-                    epoch=sample.epoch,
-                    metric=scored["metric"],
-                    value=scored["value"],
-                    status=scored["status"],
-                    kind=about["kind"],
-                    category=about["category"],
-                    prompt=sample.messages[-2].text if len(sample.messages) > 1 else sample.messages[0].text,
-                    completion=sample.output.completion,
-                    prefill=about["prefill"],
-                    answer=scored["answer"],
-                    target=sample.target if isinstance(sample.target, str) else " ".join(sample.target),
-                    n_tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
-                )
-            )
-    return sorted(rows, key=lambda r: (r.item, r.epoch, r.metric))
-
-
-def rescore_log(path: Path, suite: str) -> list[SampleScore]:
-    """Scores stored in a log on disk; nothing is generated again."""
-    return scores_of_log(read_eval_log(str(path)), suite)
+    async def _run(self, taken: Sequence[tuple[Request, Any]], loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            done = await loop.run_in_executor(self._worker, self._engine, [request for request, _ in taken])
+        except Exception as error:
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        for (_, future), completion in zip(taken, done, strict=True):
+            future.set_result(completion)

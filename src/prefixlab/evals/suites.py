@@ -1,118 +1,84 @@
-"""Evaluation suites: where the prompts come from, how they are asked, how they are scored.
+"""Evaluation suites by name: where the prompts come from, how they are asked, how they are scored.
 
-A suite is data: one entry in SUITES. Its protocol is part of a result's name, because two protocols on one set can
-differ by more than the effect under study.
+A suite is data: one entry in suites_math.py, suites_code.py, suites_safety.py or suites_facts.py. Its protocol
+(protocols.py) is part of a result's name. `inspect:NAME` names any task that Inspect can load (foreign.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from prefixlab.config import SuiteConfig
-from prefixlab.data.sources import chosen, content_id, read_rows, test_safety, test_sums
+from prefixlab.data.rows import iter_rows
+from prefixlab.data.sources import chosen
 from prefixlab.errors import UserError, unknown
-from prefixlab.evals.scorers import Scorer, final_number, score_number, score_safety
-from prefixlab.records import EvalItem, Message, Record
-
-
-class Metric(Record):
-    """A number a suite reports."""
-
-    name: str
-    kind: str
-    """Items it is measured on."""
-    higher_is_better: bool
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One evaluation set with its scorer under a named protocol."""
-
-    name: str
-    protocol: str
-    load: Callable[[str | None], list[EvalItem]]
-    score: Scorer
-    metrics: tuple[Metric, ...]
-    judged: bool
-    """Whether a judge decides, so that results carry its name and its proxy label."""
-    about: str
-
-
-def _builtin(make: Callable[[], list[EvalItem]]) -> Callable[[str | None], list[EvalItem]]:
-    def load(source: str | None) -> list[EvalItem]:
-        if source is not None:
-            raise UserError(f"this suite ships with the package and takes no source (got {source!r})")
-        return make()
-
-    return load
-
-
-def _gsm8k(source: str | None) -> list[EvalItem]:
-    """Rows with `question` and `answer`, whose label stands behind "####" (openai/grade-school-math)."""
-    if source is None:
-        raise UserError("suite 'gsm8k' needs source: a local file with the columns question and answer")
-    items = []
-    for i, row in enumerate(read_rows(Path(source)), 1):
-        question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not isinstance(answer, str) or "####" not in answer:
-            raise UserError(f"{source}, row {i}: GSM8K rows have text in question, and an answer that ends in '#### N'")
-        label = final_number(answer) or ""
-        messages = (Message(role="user", content=question),)
-        items.append(EvalItem(id=content_id(question, ""), messages=messages, target=label, kind="problem"))
-    return items
-
-
-ACCURACY = Metric(name="accuracy", kind="problem", higher_is_better=True)
-SAFE = Metric(name="safe@1", kind="harmful", higher_is_better=True)
-OVER_REFUSAL = Metric(name="over_refusal", kind="harmless", higher_is_better=False)
+from prefixlab.evals import suites_code, suites_facts, suites_math, suites_safety
+from prefixlab.evals.nouns import Suite, WrongRow
+from prefixlab.records import EvalItem
 
 SUITES: dict[str, Suite] = {
-    "chain_sum": Suite(
-        "chain_sum",
-        "prefixlab",
-        _builtin(test_sums),
-        score_number,
-        (ACCURACY,),
-        judged=False,
-        about="reasoning-gym chain sums of 2 to 4 terms; the half that is never trained on",
-    ),
-    "safety": Suite(
-        "safety",
-        "prefixlab",
-        _builtin(test_safety),
-        score_safety,
-        (SAFE, OVER_REFUSAL),
-        judged=True,
-        about="prefixlab's own harmful prompts and harmless look-alikes; the half that is never trained on",
-    ),
-    "gsm8k": Suite(
-        "gsm8k",
-        "prefixlab",
-        _gsm8k,
-        score_number,
-        (ACCURACY,),
-        judged=False,
-        about="GSM8K from a local file; final number, zero-shot",
-    ),
+    suite.name: suite for module in (suites_math, suites_code, suites_safety, suites_facts) for suite in module.SUITES
 }
+FOREIGN = "inspect:"
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a suite is an Inspect task of somebody else's."""
+    return name.startswith(FOREIGN)
 
 
 def find_suite(name: str, where: str = "") -> Suite:
-    """A suite by name.
+    """A suite by name; for an Inspect task, one without rows and metrics of ours.
 
     Raises:
         UserError: There is none of that name.
     """
+    if is_foreign(name):
+        return Suite(name, about="an Inspect task", link="", hub=None, score=lambda item, parsed: [])
     if name not in SUITES:
-        raise unknown("suite", name, SUITES, where=where)
+        raise unknown("suite", name, [*SUITES, f"{FOREIGN}TASK"], where=where)
     return SUITES[name]
 
 
+def _read(suite: Suite, config: SuiteConfig) -> list[EvalItem]:
+    """Items of every row of the suite's source.
+
+    Raises:
+        UserError: No source, one that cannot be read, or a row of another form.
+    """
+    if suite.rows is not None:
+        if config.source is not None:
+            raise UserError(f"suite {suite.name!r} ships with the package and takes no source (got {config.source!r})")
+        return suite.rows()
+    assert suite.items is not None
+    hub = suite.hub
+    source = config.source or (hub.name if hub else None)
+    if source is None:
+        raise UserError(
+            f"suite {suite.name!r} is on no hub: name its file, with {suite.form}, as source ({suite.link})"
+        )
+    split = config.split or (hub.split if hub else None)
+    part = hub.config if hub is not None and config.source is None else None
+    items: list[EvalItem] = []
+    for n, raw in enumerate(iter_rows(source, split=split, revision=config.revision, config=part), 1):
+        if raw.value is None:
+            raise UserError(f"{source}, row {n}: {raw.error}")
+        try:
+            items += suite.items(raw.value)
+        except WrongRow as error:
+            raise UserError(f"{source}, row {n}: {error}; suite {suite.name!r} needs {suite.form}") from error
+    if not items:
+        raise UserError(f"{source} holds no prompt of suite {suite.name!r}")
+    return items
+
+
 def load_items(config: SuiteConfig) -> list[EvalItem]:
-    """Test prompts of a suite, ids unique, limited by a keyed hash within each kind of prompt."""
-    suite = find_suite(config.suite)
-    items = suite.load(config.source)
-    unique = list({i.id: i for i in items}.values())
+    """Test prompts of a suite, ids unique, limited by a keyed hash within each kind of prompt.
+
+    Raises:
+        UserError: The source cannot be read, or is not of the suite's form.
+    """
+    if is_foreign(config.suite):
+        return []
+    unique = list({i.id: i for i in _read(find_suite(config.suite), config)}.values())
     if config.limit is None:
         return unique
     kinds = sorted({i.kind for i in unique})
@@ -123,5 +89,12 @@ def load_items(config: SuiteConfig) -> list[EvalItem]:
     keep: set[str] = set()
     for kind in kinds:
         group = [i for i in unique if i.kind == kind]
-        keep |= {i.id for i in chosen(group, lambda i: i.id, suite.name, counts[kind])} if counts[kind] else set()
+        if counts[kind]:
+            keep |= {i.id for i in chosen(group, lambda i: i.id, config.suite, counts[kind])}
     return [i for i in unique if i.id in keep]
+
+
+def source_file(config: SuiteConfig) -> Path | None:
+    """The local file a suite reads, if it reads one."""
+    path = Path(config.source).expanduser() if config.source else None
+    return path if path and path.is_file() else None

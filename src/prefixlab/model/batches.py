@@ -28,7 +28,7 @@ def plan_batches(
     """Indices of every optimiser step, as its micro-batches, over all epochs.
 
     Each epoch orders samples by a keyed hash, sorts runs of a few batches by the length without prefix, and visits
-    the batches in hashed order. A short last batch is kept unless it has fewer samples than `accumulation`.
+    the batches in hashed order. A short last batch joins the one before if it has fewer samples than `accumulation`.
 
     Args:
         samples: Of one arm.
@@ -39,7 +39,7 @@ def plan_batches(
             of a step do not depend on it; a micro-batch may then be empty.
 
     Raises:
-        UserError: Fewer samples than micro-batches of one step.
+        UserError: Fewer samples than `accumulation`.
     """
     size = plan.batch_size * plan.accumulation
     parts = accumulation(plan, processes) * processes
@@ -63,7 +63,7 @@ def plan_batches(
 
 
 def check_count(samples: int, plan: Recipe) -> None:
-    """Refuse a set that cannot fill one step's micro-batches.
+    """Refuse a set with fewer samples than `accumulation`: micro-batches of its one step would be empty.
 
     Raises:
         UserError: Too few samples.

@@ -1,10 +1,11 @@
 """Batched decoding with a static KV buffer, for planned batches on one machine.
 
-A batch is a fixed list of requests. Tokens that all prompts share at their start (a system turn, K samples of one
-prompt) are prefilled once. Rows are left-padded; finished rows leave the batch when half of it is done. Each request
-draws from its own seed, so its samples do not depend on its neighbours beyond rounding.
+A batch is a fixed list of requests. Tokens that all prompts share at their start are prefilled once, and so is every
+distinct prompt (K samples of one prompt). A finished row leaves the batch at once. Each request draws from its own
+seed, so its samples do not depend on its neighbours beyond rounding.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
+
+from prefixlab.model.decode import Forward, Group, Pass, open_forward
+from prefixlab.model.kv import KV
+from prefixlab.model.prefill import prefill
+from prefixlab.model.sampling import penalise, pick
+
+ROOM = 256
+"""New tokens a buffer has room for before it grows."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class Request:
     """0 is greedy."""
     top_p: float
     seed: int
+    repetition_penalty: float = 1.0
+    """As transformers defines it, over prompt and generated tokens; 1 changes nothing."""
+    top_k: int = 0
+    """Tokens kept before top_p; 0 keeps all."""
 
 
 @dataclass(frozen=True)
@@ -38,143 +51,145 @@ class Completion:
     truncated: bool
 
 
-class StaticKV(Cache):
-    """Keys and values of every layer in one preallocated buffer a layer; `update` writes in place."""
-
-    def __init__(self, model: PreTrainedModel, rows: int, slots: int) -> None:
-        super().__init__(layers=[])
-        config = model.config
-        heads = config.num_key_value_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, heads, slots, dim)
-        make = dict(dtype=model.dtype, device=model.device)
-        self.keys = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]  # type: ignore[call-overload]
-        self.values = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]  # type: ignore[call-overload]
-        self.filled = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append (B, K, n, D) states behind the filled slots and return all visible ones."""
-        end = self.filled + key_states.shape[2]
-        self.keys[layer_idx][:, :, self.filled : end] = key_states
-        self.values[layer_idx][:, :, self.filled : end] = value_states
-        return self.keys[layer_idx][:, :, :end], self.values[layer_idx][:, :, :end]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots filled so far."""
-        return self.filled
-
-    def expand(self, other: "StaticKV") -> None:
-        """Copy the filled slots of a one-row cache into every row of this one."""
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for a, b in zip(mine, theirs, strict=True):
-                a[:, :, : other.filled] = b[:, :, : other.filled]
-        self.filled = other.filled
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but the given ones."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-
-
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens all prompts share, at most one less than the shortest."""
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    limit = min(len(p) for p in prompts) - 1
-    n = 0
-    while n < limit and first[n] == last[n]:
-        n += 1
-    return n
-
-
-def pick(logits_B_V: Tensor, requests: Sequence[Request], generators: Sequence[torch.Generator]) -> Tensor:
-    """Next token of each row: argmax at temperature 0, else inverse-CDF sampling within the top-p nucleus."""
-    chosen = logits_B_V.argmax(-1)
-    for row, request in enumerate(requests):
-        if request.temperature <= 0:
-            continue
-        p, order = torch.softmax(logits_B_V[row].float() / request.temperature, -1).sort(descending=True, stable=True)
-        total = p.cumsum(0)
-        kept = int((total - p < request.top_p).sum())
-        u = torch.rand(1, generator=generators[row]).item() * float(total[kept - 1])
-        chosen[row] = order[min(int((total[:kept] <= u).sum()), kept - 1)]
-    return chosen
-
-
-def _mask(valid: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, queries, S) for the last `queries` of S slots; `valid` is (B, S)."""
-    slots = valid.shape[1]
-    order = torch.arange(slots, device=valid.device)
-    see = valid[:, None, :] & (order[None, :] <= order[-queries:, None])
-    see = see | (order[None, :] == order[-queries:, None])
-    return torch.zeros(see.shape, dtype=dtype, device=valid.device).masked_fill_(~see, torch.finfo(dtype).min)[:, None]
-
-
 class _Batch:
-    """State of one running batch: KV buffer, which slots are real, next positions."""
+    """State of one running batch. Row r belongs to request `order[r]`; rows are sorted by adapter."""
 
-    def __init__(self, model: PreTrainedModel, requests: Sequence[Request], pad: int) -> None:
-        self.model, self.body, self.head = model, model.get_decoder(), model.get_output_embeddings()
-        prompts = [r.ids for r in requests]
-        common = shared_prefix(prompts) if len(prompts) > 1 else 0
-        rest = [p[common:] for p in prompts]
-        width = max(len(r) for r in rest)
-        slots = common + width + max(r.max_new_tokens for r in requests)
-        rows, device = len(prompts), model.device
-        self.cache = StaticKV(model, rows, slots)
-        if common:
-            first = StaticKV(model, 1, common)
-            shared = torch.tensor([prompts[0][:common]], device=device)
-            valid = torch.ones(1, common, dtype=torch.bool, device=device)
-            self.body(
-                input_ids=shared,
-                attention_mask=_mask(valid, common, model.dtype),
-                position_ids=torch.arange(common, device=device)[None],
-                past_key_values=first,
-                use_cache=True,
-            )
-            first.filled = common
-            self.cache.expand(first)
-        ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rest], device=device)
-        real = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rest], device=device)
-        self.valid = torch.cat([torch.ones(rows, common, dtype=torch.bool, device=device), real], 1)
-        positions = common + (real.long().cumsum(1) - 1).clamp_min(0)
-        self.next_position = positions[:, -1] + 1
-        self.logits = self._forward(ids, positions)
+    def __init__(
+        self, forward: Forward, requests: Sequence[Request], pad: int, adapters: Sequence[tuple[int, ...]]
+    ) -> None:
+        self.forward, self.requests, self.adapters = forward, requests, adapters
+        self.order = sorted(range(len(requests)), key=lambda i: adapters[i])
+        self.end = max(len(r.ids) for r in requests)
+        self.limit = self.end + max(r.max_new_tokens for r in requests) - 1
+        self.kv = KV(forward.model, len(requests), min(self.limit, self.end + ROOM))
+        self.starts = [self.end - len(requests[i].ids) for i in self.order]
+        self.kv.hide(self.starts)
+        self.positions = [len(requests[i].ids) for i in self.order]
+        self.logits = forward.logits(self._prefill(pad))
+        self.seen: Tensor | None = None
+        if any(r.repetition_penalty != 1 for r in requests):
+            self.seen = torch.zeros_like(self.logits, dtype=torch.bool)
+            for row, i in enumerate(self.order):
+                self.seen[row, list(requests[i].ids)] = True
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        out = self.body(
-            input_ids=ids,
-            attention_mask=_mask(self.valid, ids.shape[1], self.model.dtype),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache.filled += ids.shape[1]
-        logits: Tensor = self.head(out.last_hidden_state[:, -1])
-        return logits
+    def _prefill(self, pad: int) -> Tensor:
+        """Fill the buffer; last hidden states (B, C)."""
+        device = self.forward.model.device
+        hidden: Tensor | None = None
+        for adapter in sorted(set(self.adapters)):
+            rows: dict[tuple[int, ...], list[int]] = {}
+            for row, i in enumerate(self.order):
+                if self.adapters[i] == adapter:
+                    rows.setdefault(self.requests[i].ids, []).append(row)
+            prompts = list(rows)
+            for done in prefill(self.forward, prompts, pad, adapter):
+                for place, number in enumerate(done.indices):
+                    same = torch.tensor(rows[prompts[number]], device=device)
+                    one = slice(place, place + 1)
+                    self.kv.fill(same, self.end, done.kv, one, len(prompts[number]))
+                    if hidden is None:
+                        hidden = done.hidden.new_empty(len(self.order), done.hidden.shape[1])
+                    hidden[same] = done.hidden[one]
+        assert hidden is not None
+        return hidden
 
-    def step(self, tokens: Tensor) -> None:
+    def choose(self, randoms: Sequence[random.Random]) -> list[int]:
+        """The next token of each row."""
+        rows = [self.requests[i] for i in self.order]
+        logits = self.logits
+        if self.seen is not None:
+            penalty = torch.tensor([r.repetition_penalty for r in rows], device=logits.device)
+            logits = penalise(logits.float(), self.seen, penalty)
+        uniform = [randoms[i].random() for i in self.order]
+        tokens = pick(logits, [r.temperature for r in rows], [r.top_p for r in rows], [r.top_k for r in rows], uniform)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        chosen: list[int] = tokens.tolist()
+        return chosen
+
+    def step(self, tokens: Sequence[int]) -> None:
         """Feed one token a row and compute the next logits."""
-        self.valid = torch.cat([self.valid, torch.ones_like(self.valid[:, :1])], 1)
-        self.logits = self._forward(tokens[:, None], self.next_position[:, None])
-        self.next_position = self.next_position + 1
+        if self.end == self.kv.slots:
+            self.kv.grow(len(self.order), min(self.limit, self.end + (self.end - min(self.starts))))
+        self.end += 1
+        device = self.forward.model.device
+        ids = torch.tensor(tokens, device=device)[:, None]
+        positions = torch.tensor(self.positions, device=device)[:, None]
+        job = Pass(ids, positions, self.kv, self.starts, self.end, None, self._groups())
+        self.logits = self.forward.logits(self.forward.hidden(job)[:, 0])
+        self.positions = [p + 1 for p in self.positions]
 
-    def keep(self, rows: list[int]) -> None:
-        index = torch.tensor(rows, device=self.valid.device)
-        self.cache.keep(index)
-        self.valid, self.next_position, self.logits = self.valid[index], self.next_position[index], self.logits[index]
+    def _groups(self) -> list[Group]:
+        """Runs of rows with the same adapter."""
+        groups: list[Group] = []
+        for row, i in enumerate(self.order):
+            for a in self.adapters[i]:
+                if groups and groups[-1][0] == a and groups[-1][2] == row:
+                    groups[-1] = (a, groups[-1][1], row + 1)
+                else:
+                    groups.append((a, row, row + 1))
+        return groups
+
+    def leave(self, row: int, tokens: list[int]) -> None:
+        """Drop a row; the last row of its adapter takes its place, the last of the next adapter that one's."""
+        of = [self.adapters[i] for i in self.order]
+        hole = row
+        for adapter in sorted(a for a in set(of) if a >= of[row]):
+            last = len(of) - 1 - of[::-1].index(adapter)
+            if last != hole:
+                self.kv.move(last, hole, self.end)
+                if self.seen is not None:
+                    self.seen[hole] = self.seen[last]
+                for values in (self.order, self.starts, self.positions, tokens):
+                    values[hole] = values[last]
+            hole = last
+        for values in (self.order, self.starts, self.positions, tokens):
+            values.pop()
+        if self.seen is not None:
+            self.seen = self.seen[:-1]
+
+
+@torch.inference_mode()
+def complete(
+    forward: Forward,
+    requests: Sequence[Request],
+    *,
+    stop_ids: frozenset[int],
+    pad: int,
+    adapters: Sequence[tuple[int, ...]],
+) -> list[Completion]:
+    """Complete one batch; `adapters` names each request's unmerged adapter by its number in `forward`, or none."""
+    randoms = [random.Random(r.seed) for r in requests]
+    written: list[list[int]] = [[] for _ in requests]
+    done: dict[int, Completion] = {}
+    batch = _Batch(forward, requests, pad, adapters)
+    while True:
+        tokens = batch.choose(randoms)
+        finished = []
+        for row, i in enumerate(batch.order):
+            if tokens[row] in stop_ids:
+                done[i] = Completion(tuple(written[i]), truncated=False)
+            else:
+                written[i].append(tokens[row])
+                if len(written[i]) >= requests[i].max_new_tokens:
+                    done[i] = Completion(tuple(written[i]), truncated=True)
+            if i in done:
+                finished.append(row)
+        if len(done) == len(requests):
+            return [done[i] for i in range(len(requests))]
+        for i in [batch.order[row] for row in finished]:
+            batch.leave(batch.order.index(i), tokens)
+        batch.step(tokens)
 
 
 @torch.inference_mode()
 def first_logits(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
     """Logits (B, V) of the token after each prompt, through the same path as `generate`."""
     requests = [Request(ids=p, max_new_tokens=1, temperature=0, top_p=1, seed=0) for p in prompts]
-    return _Batch(model, requests, pad).logits
+    forward = open_forward(model)
+    return _Batch(forward, requests, pad, [forward.default] * len(requests)).logits
 
 
-@torch.inference_mode()
 def generate(
     model: PreTrainedModel, requests: Sequence[Request], *, stop_ids: frozenset[int], pad: int
 ) -> list[Completion]:
@@ -189,31 +204,8 @@ def generate(
     Returns:
         One completion a request, in the same order.
     """
-    generators = [torch.Generator().manual_seed(r.seed) for r in requests]
-    written: list[list[int]] = [[] for _ in requests]
-    done: dict[int, Completion] = {}
-    batch = _Batch(model, requests, pad)
-    active = list(range(len(requests)))
-    while True:
-        tokens = pick(batch.logits, [requests[i] for i in active], [generators[i] for i in active])
-        for row, i in enumerate(active):
-            if i in done:
-                continue
-            token = int(tokens[row])
-            if token in stop_ids:
-                done[i] = Completion(tuple(written[i]), truncated=False)
-                continue
-            written[i].append(token)
-            if len(written[i]) >= requests[i].max_new_tokens:
-                done[i] = Completion(tuple(written[i]), truncated=True)
-        if len(done) == len(requests):
-            return [done[i] for i in range(len(requests))]
-        rows = [row for row, i in enumerate(active) if i not in done]
-        if len(rows) * 2 <= len(active):
-            batch.keep(rows)
-            active = [active[row] for row in rows]
-            tokens = tokens[torch.tensor(rows, device=tokens.device)]
-        batch.step(tokens)
+    forward = open_forward(model)
+    return complete(forward, requests, stop_ids=stop_ids, pad=pad, adapters=[forward.default] * len(requests))
 
 
 @contextmanager

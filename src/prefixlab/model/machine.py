@@ -7,6 +7,7 @@ way. The result is stored in plan.json, is part of every step's id, and is obeye
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -53,24 +54,43 @@ def resolve(config: HardwareConfig) -> Resolved:
 
 PEAKS = {
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
-    "T4": 65e12,
 }
-"""Dense bf16 (T4: fp16) FLOP/s by the makers' data sheets, by a part of the device's name."""
+"""Dense bf16 FLOP/s by the makers' data sheets, by words of the device's name; the entry with most words counts."""
+LESSER = frozenset({"MIG", "Laptop", "D"})
+"""Words of a device's name that mark a share or a smaller kind of what the table lists."""
 CPU_PEAKS = {"bfloat16": 510e9, "float32": 75e9}
-"""FLOP/s a thread, measured: bf16 with AVX512-BF16 (docs/performance.md), fp32 with AVX2 (docs/lab-notes.md)."""
+"""FLOP/s a thread, measured: bf16 with AVX512-BF16, fp32 with AVX2 (docs/performance.md)."""
 AVX512_FLOAT32 = 262e9
+"""The same for fp32 with AVX512 (docs/performance.md)."""
+
+
+def gpu_peak(name: str, dtype: str) -> float | None:
+    """FLOP/s of a GPU by its name; None where the name is not in the table or the dtype is not bfloat16.
+
+    Args:
+        name: As torch.cuda.get_device_name gives it, e.g. "NVIDIA A100-SXM4-80GB".
+        dtype: Of the base weights and activations.
+    """
+    words = set(re.split(r"[\s-]+", name))
+    if dtype != "bfloat16" or words & LESSER:
+        return None
+    fitting = [entry for entry in PEAKS if words.issuperset(entry.split())]
+    return PEAKS[max(fitting, key=lambda entry: len(entry.split()))] if fitting else None
 
 
 def peak_flops(hardware: Resolved) -> float | None:
     """FLOP/s that all training processes together can reach; None where nothing is known of the device."""
     if hardware.device != "cpu":
-        name = torch.cuda.get_device_name(0)
-        one = next((peak for part, peak in PEAKS.items() if part in name), None)
+        one = gpu_peak(torch.cuda.get_device_name(0), hardware.dtype)
         return one and one * hardware.processes
     if hardware.dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
         return None
@@ -99,7 +119,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def return_freed_memory() -> None:
     """Have glibc give freed blocks of 256 KiB and more back at once, where it would keep up to 32 MiB each.
 
-    Activations come and go in sizes that change with every batch; kept blocks that fit none of them cost about 6% of
+    Activations come and go in sizes that change with every batch; kept blocks that fit none of them raise
     the peak (docs/performance.md). Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":

@@ -4,13 +4,13 @@ from importlib.resources import files
 from typing import Any
 
 import altair as alt
-import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from prefixlab.data.audit import Audit
 from prefixlab.records import FAMILIES
 from prefixlab.report.audit_text import NAMES
+from prefixlab.report.figures import svg
 
 COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#c9ced6")
 """Okabe-Ito, and grey for parts without an opening."""
@@ -24,7 +24,7 @@ def _scale(present: list[str]) -> alt.Scale:
 
 def _svg(chart: Any) -> Markup:
     config = chart.configure(font="Helvetica, Arial, sans-serif", background="#ffffff").configure_view(stroke=None)
-    return Markup(vl_convert.vegalite_to_svg(config.to_dict()))  # our own chart; its labels are escaped by the renderer
+    return Markup(svg(config.to_dict()))  # our own chart; its labels are escaped by the renderer
 
 
 def _bars(counts: dict[str, dict[str, int]], height: int) -> Markup:

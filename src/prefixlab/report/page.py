@@ -48,13 +48,14 @@ def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[CellScores]] = {}
     for cell in cells:
         if cell.rows is not None:
-            groups.setdefault((cell.model, cell.capability, cell.suite, cell.condition), []).append(cell)
+            key = (cell.model, cell.capability, cell.suite, cell.protocol, cell.condition)
+            groups.setdefault(key, []).append(cell)
     found = []
-    for (model, capability, suite, condition), members in groups.items():
+    for (model, capability, suite, protocol, condition), members in groups.items():
         prompts: dict[str, dict[str, Any]] = {}
         for index, cell in enumerate(members):
             for row in cell.rows or ():
-                if row.epoch != 1:
+                if row.epoch != 1 or not isinstance(row, SampleScore):
                     continue
                 entry = prompts.setdefault(
                     row.item,
@@ -70,6 +71,7 @@ def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": f"{capability} · {suite} · {condition}"
+                + ("" if protocol == "prefixlab" else f" · {protocol}")
                 + ("" if len({c.model for c in cells}) == 1 else f" · {model}"),
                 "arms": [_arm_label(c) for c in members],
                 "prompts": [prompts[k] for k in sorted(prompts)],
@@ -145,7 +147,7 @@ def banners(data: RunData) -> list[str]:
         found.append("One training seed: how much a result would move with another seed is unknown.")
     done = [c for c in data.cells if c.rows]
     for what in ("truncated", "invalid"):
-        shares = [(sum(r.status == what for r in c.rows or ()) / len(c.rows or ()), c) for c in done]
+        shares = [(_share(c, what), c) for c in done]
         bad = [pair for pair in shares if pair[0] > 0.02]
         if bad:
             share, worst = max(bad, key=lambda pair: pair[0])
@@ -159,6 +161,12 @@ def banners(data: RunData) -> list[str]:
             f"Not complete: {len(missing)} of {len(data.plan['steps'])} steps are missing, first {missing[0]}."
         )
     return found
+
+
+def _share(cell: CellScores, status: str) -> float:
+    """Share of an evaluation's completions with a status."""
+    main = [r for r in cell.rows or () if isinstance(r, SampleScore)]
+    return sum(r.status == status for r in main) / max(len(main), 1)
 
 
 def _checks(data: RunData) -> list[dict[str, Any]]:
@@ -178,6 +186,10 @@ def _removed(data: RunData) -> dict[str, int]:
     }
 
 
+def _any(overlap: dict[str, Any]) -> bool:
+    return bool(overlap["exact"] or overlap["near"] or overlap["n_same_source"])
+
+
 def build_report(data: RunData, folder: Path) -> None:
     """Write index.html and figures/*.svg.
 
@@ -186,7 +198,8 @@ def build_report(data: RunData, folder: Path) -> None:
         folder: Report folder; made if missing.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    charts = figures.curves(data.results)
+    shown = tables.main_rows(data.cells, data.results)
+    charts = figures.curves(shown)
     for name, spec in charts.items():
         (folder / "figures" / f"{name}.svg").write_text(figures.svg(spec), encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -200,8 +213,11 @@ def build_report(data: RunData, folder: Path) -> None:
         verdicts=data.verdicts,
         banners=banners(data),
         header=tables.HEADER,
-        rows=tables.text_rows(data.results),
-        is_base=[r.arm == BASE for r in tables.pooled(data.results)],
+        rows=tables.text_rows(shown, tables.same_source(data.plan)),
+        is_base=[r.arm == BASE for r in tables.pooled(shown) if r.status != "not_applicable"],
+        grids=tables.train_by_test(data.cells, data.results),
+        diagnostics=tables.diagnostic_rows(data.cells, data.results),
+        absent=sorted({(c.suite, c.condition, c.why) for c in data.cells if c.why}),
         charts=embed(charts),
         chart_names=list(charts),
         contrasts=[c for c in data.contrasts if c.primary or c.comparison == "trend"],
@@ -213,6 +229,7 @@ def build_report(data: RunData, folder: Path) -> None:
         span_means=span_means(data),
         checks=_checks(data),
         removed=_removed(data),
+        overlaps=[(n, o) for n, a in data.plan["summary"].items() for o in a.get("overlap", ()) if _any(o)],
         plan=data.plan,
         environment=json.loads(env_file.read_text()) if env_file.exists() else {},
         study_yaml=(data.root / "study.yaml").read_text(encoding="utf-8"),

@@ -1,6 +1,6 @@
 """What a run amounts to, and its tables as Parquet and CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -98,15 +98,74 @@ def pooled(rows: Sequence[ResultRow]) -> list[ResultRow]:
     return [r for r in rows if r.seed is None]
 
 
-def text_rows(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
-    """The pooled rows as people read them, in HEADER's columns."""
+def train_by_test(cells: Sequence[CellScores], rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """One table a model, capability, suite and metric that was tested under several conditions: arms by conditions."""
+    first = {(c.model, c.capability, c.suite, c.protocol): next(iter(c.metrics)) for c in cells if c.metrics}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in pooled(rows):
+        key = (row.model, row.capability, row.suite, row.protocol)
+        if row.metric != first.get(key):
+            continue
+        table = found.setdefault(key, {"name": f"{row.capability} · {row.suite} · {row.metric}", "arms": {}})
+        shown = percent(row.value) if row.status == "measured" else row.status.replace("_", " ")
+        table["arms"].setdefault(row.arm, {})[row.condition] = shown
+    for table in found.values():
+        table["conditions"] = sorted({c for arm in table["arms"].values() for c in arm}, key=_condition_order)
+    return [t for t in found.values() if len(t["conditions"]) > 1]
+
+
+def _condition_order(name: str) -> tuple[int, str, int]:
+    kind, _, k = name.partition("@")
+    return (
+        ("bare", "user_prefix", "prefill").index(kind) if not k and kind in ("bare", "user_prefix", "prefill") else 3,
+        kind,
+        int(k or 0),
+    )
+
+
+def main_rows(cells: Sequence[CellScores], rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Rows of the suites' metrics; diagnostics have a table of their own."""
+    named = {(c.capability, c.suite, c.protocol, m) for c in cells for m in c.metrics}
+    return [r for r in rows if (r.capability, r.suite, r.protocol, r.metric) in named]
+
+
+def diagnostic_rows(cells: Sequence[CellScores], rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Pooled rows that are no metric of their suite."""
+    main = {id(r) for r in main_rows(cells, rows)}
+    return [r for r in pooled(rows) if id(r) not in main and r.value is not None]
+
+
+SAME_SOURCE = "same source family"
+
+
+def same_source(plan: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(capability, suite) pairs whose training data name the suite as a source of theirs."""
+    return {
+        (capability, o["suite"])
+        for capability, about in plan["summary"].items()
+        for o in about.get("overlap", ())
+        if o["n_same_source"]
+    }
+
+
+def _tested(row: ResultRow, related: Collection[tuple[str, str]]) -> str:
+    """Suite with protocol and condition where they are not the usual ones, and its kinship to the training data."""
+    name = row.suite if row.protocol == "prefixlab" else f"{row.suite} ({row.protocol})"
+    name = name if row.condition == "bare" else f"{name}, {row.condition}"
+    return f"{name} [{SAME_SOURCE}]" if (row.capability, row.suite) in related else name
+
+
+def text_rows(rows: Sequence[ResultRow], related: Collection[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
+    """The pooled rows as people read them, in HEADER's columns; `related` is `same_source`'s."""
     lines: list[tuple[str, ...]] = []
     for r in pooled(rows):
+        if r.status == "not_applicable":  # said once, below the table, not in every row
+            continue
         lines.append(
             (
                 r.capability,
                 r.arm,
-                r.suite if r.condition == "bare" else f"{r.suite}, {r.condition}",
+                _tested(r, related),
                 r.metric + (" (proxy)" if r.is_proxy else ""),
                 percent(r.value) if r.status == "measured" else r.status,
                 interval(r.ci_low, r.ci_high),
@@ -122,8 +181,8 @@ def text_rows(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
     return lines
 
 
-def markdown(rows: Sequence[ResultRow]) -> str:
+def markdown(rows: Sequence[ResultRow], related: Collection[tuple[str, str]] = ()) -> str:
     """The result table in Markdown."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in text_rows(rows)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in text_rows(rows, related)]
     return "\n".join(lines) + "\n"

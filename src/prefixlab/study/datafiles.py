@@ -8,21 +8,20 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from prefixlab.config import ArmsConfig, DataConfig
+from prefixlab.config import COLUMN_ROLES, ArmsConfig, DataConfig
 from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
 from prefixlab.data.audit import Audit, audit
 from prefixlab.data.exports import FORMATS, WITHOUT_SPANS, export_rows, import_row
 from prefixlab.data.layouts import Turns
 from prefixlab.data.sources import read_rows, read_samples
 from prefixlab.data.strip import strip_all
-from prefixlab.data.strip_files import write_rows
+from prefixlab.data.writing import write_rows
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import FAMILIES, ArmManifest, ArmSample, Family, Record
 from prefixlab.study.progress import row_progress
 from prefixlab.study.store import write_text
 
 OPTIONS = {"prefixes": "--prefixes", "position": "--position", "ratios": "--ratios", "controls": "--control"}
-ROLES = ("prompt", "response", "reasoning", "id", "source")
 
 
 class ArmsManifest(Record):
@@ -233,8 +232,8 @@ def column_mapping(pairs: list[str]) -> dict[str, str]:
         role, equals, name = pair.partition("=")
         if not equals or not name:
             raise UserError(f"--column {pair!r}: write ROLE=NAME, e.g. response=answer_text")
-        if role not in ROLES:
-            raise unknown("role", role, ROLES, where="--column")
+        if role not in COLUMN_ROLES:
+            raise unknown("role", role, COLUMN_ROLES, where="--column")
         found[role] = name
     return found
 

@@ -4,30 +4,30 @@ What the machine decides (dtype, attention, threads) is resolved here, once, and
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefixlab.analysis import stats
-from prefixlab.analysis.rows import BASE, ArmInfo
+from prefixlab.analysis.rows import BASE
 from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
 from prefixlab.data.chat import chat_format
-from prefixlab.data.overlap import remove_overlap
+from prefixlab.data.overlap import Overlap, find_overlaps
 from prefixlab.data.prefixes import load_set
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
-from prefixlab.evals.judges import PROXIES
-from prefixlab.evals.suites import find_suite, load_items
+from prefixlab.evals.aggregate import metrics_of
+from prefixlab.evals.conditions import Prompting
+from prefixlab.evals.protocols import decoding
+from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.batches import check_count, count_steps
 from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
 from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
+from prefixlab.study.evaluations import EvalPlanner, arm_info, asked_of, slug_of
 from prefixlab.study.predict import Speed, token_counts, with_compiling
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Planner:
@@ -42,10 +42,12 @@ class _Planner:
         self.speeds = {ref.name: Speed(ref, hardware, self.recipe) for ref in self.refs}
         self.items: dict[str, list[EvalItem]] = {}
         self.summary: dict[str, Any] = {}
-        self.base_evals: dict[str, Step] = {}
+        self.absent: list[dict[str, Any]] = []
 
     def add(self, step: Step) -> Step:
-        self.steps.append(step)
+        """Put a step into the plan, once: the bare base model is shared by all capabilities."""
+        if all(s.slug != step.slug for s in self.steps):
+            self.steps.append(step)
         return step
 
     def suite_items(self, config: SuiteConfig) -> list[EvalItem]:
@@ -54,13 +56,20 @@ class _Planner:
             self.items[key] = load_items(config)
         return self.items[key]
 
+    def overlaps(self, data: Sequence[Sample]) -> list[Overlap]:
+        """What a training set shares with every suite of the study."""
+        suites = {s.suite: s for c in self.study.capabilities.values() for s in c.suites if not is_foreign(s.suite)}
+        items = {name: self.suite_items(config) for name, config in suites.items()}
+        return find_overlaps(data, items, {name: find_suite(name).sources for name in suites})
+
     def capability(self, name: str, config: CapabilityConfig) -> None:
         """All steps of one capability."""
         skipped: list[tuple[int, str]] = []
         rationale = config.no_reasoning == "rationale"
         data, held = read_samples(config.data, name, rationale=rationale, skipped=skipped)
-        tests = [item for suite in config.suites for item in self.suite_items(suite)]
-        kept, hits = remove_overlap(data, tests)
+        overlaps = self.overlaps(data)
+        hits = list(dict.fromkeys(ident for o in overlaps for ident in o.exact))
+        kept = [s for s in data if s.id not in set(hits)]
         if not kept:
             raise UserError(
                 f"capability {name!r}: all {len(data)} training samples are test prompts; none is left to train on"
@@ -107,6 +116,17 @@ class _Planner:
         self.summary[name] = {
             "samples": len(kept),
             "removed_as_overlap": len(hits),
+            "overlap": [
+                {
+                    "suite": o.suite,
+                    "exact": len(o.exact),
+                    "near": len(o.near),
+                    "same_source": list(o.same_source),
+                    "n_same_source": o.n_same_source,
+                    "pairs": [list(p) for p in o.pairs],
+                }
+                for o in overlaps
+            ],
             "skipped_rows": len(skipped),
             "native_is_r000": same,
             "first_skipped": [f"row {row + 1}: {why}" for row, why in skipped[:5]],
@@ -155,7 +175,7 @@ class _Planner:
             "over_long": self.recipe.over_long,
             "no_reasoning": config.no_reasoning,
         }
-        check = self.add(make_step("check", f"{_slug(ref.name)}-{name}", {**shared, **rendering}, arms))
+        check = self.add(make_step("check", f"{slug_of(ref.name)}-{name}", {**shared, **rendering}, arms))
         treatment = next(s.treatment for s in specs if s.treatment is not None)
         asked = [c for c in self.study.conditions if c != "bare"]
         if treatment.own and asked:
@@ -164,6 +184,7 @@ class _Planner:
                 "out, or list another entry of arms first"
             )
         position = next(s.position for s in specs if s.position is not None)
+        chat = chat_format(self.tokenizers[ref.name])
         check_count(len(kept), self.recipe)
         lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
         flops = self.speeds[ref.name].train_flops(lengths, supervised)
@@ -177,17 +198,28 @@ class _Planner:
             "supervised_share": supervised / sum(lengths),
         }
         prompting = {"treatment": treatment.model_dump(mode="json"), "position": position}
-        tests = [(suite, condition) for suite in config.suites for condition in self.study.conditions]
-        for suite, condition in tests:
-            bare = {**shared, "capability": None if condition == "bare" else name}
-            self.evaluation(bare, name, ref, None, None, None, suite, condition, prompting, check)
+        evaluations = EvalPlanner(
+            capability=name,
+            asked=asked_of(config, self.study.conditions, chat),
+            ref=ref,
+            hardware=self.hardware,
+            chat=chat,
+            prompting=Prompting(treatment=treatment, position=position, capability=name),
+            judge=self.study.judge,
+            items=self.suite_items,
+            add=self.add,
+            speed=self.speeds[ref.name],
+            check=check,
+            absent=self.absent,
+        )
+        evaluations.cell(None, None, None)
         self.tokens(shared, name, ref, source, None, None, None, prompting, rendering, check)
         for seed in self.study.seeds:
             for spec in specs:
                 train = self.add(
                     make_step(
                         "train",
-                        f"{_slug(ref.name)}-{name}-{spec.name}-s{seed}",
+                        f"{slug_of(ref.name)}-{name}-{spec.name}-s{seed}",
                         {
                             **shared,
                             "hardware": training.model_dump(mode="json", exclude={"why"}),
@@ -201,54 +233,8 @@ class _Planner:
                         seconds,
                     )
                 )
-                for suite, condition in tests:
-                    self.evaluation(shared, name, ref, train, spec, seed, suite, condition, prompting, check)
+                evaluations.cell(train, spec, seed)
                 self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
-
-    def evaluation(
-        self,
-        shared: dict[str, Any],
-        name: str,
-        ref: ModelRef,
-        train: Step | None,
-        spec: ArmSpec | None,
-        seed: int | None,
-        suite: SuiteConfig,
-        condition: str,
-        prompting: dict[str, Any],
-        check: Step,
-    ) -> None:
-        """One suite under one condition; the bare base model is evaluated once for all capabilities."""
-        about = find_suite(suite.suite)
-        items = self.suite_items(suite)
-        config = {
-            **shared,
-            "arm": arm_info(spec).model_dump(mode="json"),
-            "seed": seed,
-            "suite": suite.model_dump(mode="json"),
-            "protocol": about.protocol,
-            "items": content_hash([i.model_dump() for i in items]),
-            "metrics": {m.name: m.higher_is_better for m in about.metrics},
-            "kinds": {m.name: m.kind for m in about.metrics},
-            "condition": condition,
-            "prompting": None if condition == "bare" else prompting,
-            "judge": self.study.judge if about.judged else None,
-            "is_proxy": about.judged and self.study.judge in PROXIES,
-        }
-        where = _slug(ref.name) + (f"-{name}-{spec.name}-s{seed}" if spec else f"-{BASE}")
-        seconds = self.speeds[ref.name].generate(len(items) * 30, len(items) * suite.epochs * suite.max_tokens * 0.6)
-        step = make_step(
-            "eval",
-            f"{where}-{suite.suite}-{condition}",
-            config,
-            {"adapter": train} if train else {},
-            (check,),
-            seconds,
-        )
-        if step.slug not in self.base_evals:
-            self.add(step)
-            if spec is None:
-                self.base_evals[step.slug] = step
 
     def tokens(
         self,
@@ -267,7 +253,7 @@ class _Planner:
         count = min(self.study.analysis.tokens.samples, self.study.capabilities[name].data.held_out)
         if not count:
             return
-        where = f"{_slug(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
+        where = f"{slug_of(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
         config = {
             **shared,
             **rendering,
@@ -278,24 +264,6 @@ class _Planner:
         }
         inputs = {"data": source, "adapter": train} if train else {"data": source}
         self.add(make_step("tokens", where, config, inputs, (check,), 3.0))
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")[-40:]
-
-
-def arm_info(spec: ArmSpec | None) -> ArmInfo:
-    """What results say of an arm; the base model for None."""
-    if spec is None:
-        return ArmInfo(arm=BASE, ratio=None, position=None, prefix_set=None, control=None, loss_scope=None)
-    return ArmInfo(
-        arm=spec.name,
-        ratio=spec.ratio,
-        position=spec.position,
-        prefix_set=spec.treatment.name if spec.treatment else None,
-        control=spec.control,
-        loss_scope=spec.loss,
-    )
 
 
 def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None] = lambda text: None) -> Plan:
@@ -312,12 +280,12 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
     for name, capability in study.capabilities.items():
         for i, suite in enumerate(capability.suites):
             about = find_suite(suite.suite, f"capabilities.{name}.suites[{i}]")
-            if capability.primary.suite == suite.suite and capability.primary.metric not in {
-                m.name for m in about.metrics
-            }:
+            reported = [m.name for m in metrics_of(about, decoding(suite, about.max_tokens).epochs)]
+            wanted = capability.primary.metric
+            if suite == capability.primary_suite() and not is_foreign(suite.suite) and wanted not in reported:
                 raise UserError(
-                    f"capabilities.{name}.primary.metric {capability.primary.metric!r}: suite {suite.suite!r} reports "
-                    f"{', '.join(m.name for m in about.metrics)}"
+                    f"capabilities.{name}.primary.metric {wanted!r}: suite {suite.suite!r} reports "
+                    f"{', '.join(reported)}"
                 )
     for entry in study.arms:
         load_set(entry.prefixes)
@@ -338,6 +306,7 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
         hardware_asked=asked,
         models=planner.refs,
         steps=tuple(_ordered(planner.steps)),
+        absent=tuple(planner.absent),
         summary=planner.summary,
     )
 

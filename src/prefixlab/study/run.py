@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prefixlab.analysis.results import contrasts, results
-from prefixlab.analysis.rows import ArmInfo, CellScores, ContrastRow, Primary, ResultRow
+from prefixlab.analysis.rows import BASE, ArmInfo, CellScores, ContrastRow, Primary, ResultRow
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import Study
 from prefixlab.errors import StepError, Stopped, UserError
-from prefixlab.evals.scores import read_scores
-from prefixlab.records import Record
+from prefixlab.evals.protocols import label
+from prefixlab.evals.scores import MEASURES, read_measures, read_scores
+from prefixlab.records import Measure, Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
 from prefixlab.study.steps import Plan, Step, installed, signature
@@ -171,6 +172,8 @@ def _work(
         minutes=study.training.checkpoint_minutes,
         report_to=tuple(study.training.report_to),
         tracking=lambda slug: store.root / "tracking" / slug,
+        judge=study.judge,
+        verdicts=store.root / "verdicts.sqlite",
     )
     bench, bar = Bench(store.folder, conditions), _Bar(pending, console)
     done = {s.slug for s in plan.steps} - {s.slug for s in pending}
@@ -203,42 +206,50 @@ def _work(
 
 def primaries(study: Study) -> Primary:
     """Declared main comparison of each capability."""
-    return {n: (c.primary.suite, c.primary.metric, c.primary.condition) for n, c in study.capabilities.items()}
+    return {
+        n: (c.primary.suite, label(c.primary_suite()), c.primary.metric, c.primary.condition)
+        for n, c in study.capabilities.items()
+    }
 
 
 def cell_scores(study: Study, plan: Plan, store: Store) -> list[CellScores]:
-    """Scores of every planned evaluation; unfinished ones have no rows and say so."""
+    """Scores of every planned evaluation; unfinished ones, and those that do not apply, have no rows and say so."""
     cells = []
     for step in plan.steps:
-        if step.kind != "eval":
-            continue
-        config = step.config
-        path = store.folder(step.slug) / "scores.jsonl"
-        rows = read_scores(path) if store.marker(step.slug) is not None else None
-        base = config["arm"]["arm"] == "base"
-        owner = [config["capability"]] if config["capability"] else list(study.capabilities)
-        for capability in owner:
-            if config["suite"] not in [s.model_dump(mode="json") for s in study.capabilities[capability].suites]:
+        if step.kind == "eval":
+            folder = store.folder(step.slug)
+            done = store.marker(step.slug) is not None
+            rows = [*read_scores(folder / "scores.jsonl"), *read_measures(folder / MEASURES)] if done else None
+            named = folder / "metrics.json"
+            metrics = json.loads(named.read_text(encoding="utf-8")) if named.exists() else step.config["metrics"]
+            found = _cell(step.config, metrics, rows, "measured" if done else "missing")
+            if not metrics:  # an Inspect task that has not run: what it measures is not known yet
                 continue
-            cells.append(
-                CellScores(
-                    model=config["model"]["name"],
-                    capability=capability,
-                    info=ArmInfo.model_validate(config["arm"]),
-                    seed=None if base else config["seed"],
-                    suite=config["suite"]["suite"],
-                    protocol=config["protocol"],
-                    condition=config["condition"],
-                    metrics=config["metrics"],
-                    kinds=config["kinds"],
-                    judge=config["judge"],
-                    is_proxy=config["is_proxy"],
-                    k=config["suite"]["epochs"],
-                    rows=rows,
-                    status="measured" if rows is not None else "missing",
-                )
-            )
+            cells.append(found)
+    cells += [_cell(c, c["metrics"], None, c["status"], c["why"]) for c in plan.absent]
     return cells
+
+
+def _cell(
+    config: dict[str, Any], metrics: dict[str, bool], rows: list[Measure] | None, status: str, why: str = ""
+) -> CellScores:
+    return CellScores(
+        model=config["model"]["name"],
+        capability=config["capability"],
+        info=ArmInfo.model_validate(config["arm"]),
+        seed=None if config["arm"]["arm"] == BASE else config["seed"],
+        suite=config["suite"]["suite"],
+        protocol=config["protocol"],
+        condition=config["condition"],
+        metrics=metrics,
+        judge=config["judge"],
+        k=config["k"],
+        rows=rows,
+        status=status,
+        why=why,
+        diagnostics=config["diagnostics"],
+        proxies=config["proxies"],
+    )
 
 
 def gather(study: Study, plan: Plan, store: Store) -> RunData:

@@ -1,36 +1,29 @@
 """What each kind of step does: reads its inputs' folders, calls the stage's function, writes its own folder."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
-
 from prefixlab.analysis.tokens import token_rows
-from prefixlab.config import DataConfig, SuiteConfig
-from prefixlab.data.arms import ArmSpec, build_arm, keyed_hash, manifest, originals, read_arm, read_manifest, write_arm
-from prefixlab.data.chat import ChatFormat, chat_format, padding_id, prefix_ids, prompt_ids, with_user_prefix
+from prefixlab.config import DataConfig, JudgeConfig
+from prefixlab.data.arms import ArmSpec, build_arm, manifest, originals, read_arm, read_manifest, write_arm
+from prefixlab.data.chat import chat_format
 from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, render_arm
 from prefixlab.data.prefixes import PrefixSet
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import StepError, UserError
-from prefixlab.evals.provider import EvalJob, evaluate, plan_batches
-from prefixlab.evals.scores import write_scores
-from prefixlab.evals.suites import find_suite, load_items
-from prefixlab.model.attention import NAME as FAST_ATTENTION
-from prefixlab.model.generate import Completion, Request, first_logits, generate, with_adapter
+from prefixlab.evals.judging import Judge, JudgeDown
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.recipes import Recipe
 from prefixlab.model.trainer import StopRequest
-from prefixlab.records import ArmSample, EvalItem, Message, ModelRef, Record, Resolved, Sample, StripRecord, jsonl_lines
+from prefixlab.records import ArmSample, ModelRef, Record, Resolved, Sample, StripRecord, jsonl_lines
 from prefixlab.study.cell import TrainJob, train_cell
+from prefixlab.study.evaluate import generate_suite, judge_of, score_suite
 from prefixlab.study.launch import train_in_processes
+from prefixlab.study.loaded import Loaded, Proof, prove_adapter
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -38,42 +31,6 @@ if TYPE_CHECKING:
 
 Tick = Callable[[float], None]
 """Called with the finished share of a step, 0 to 1."""
-
-
-@dataclass
-class Loaded:
-    """A base model with its tokenizer, shared by all steps that use it."""
-
-    ref: ModelRef
-    model: PreTrainedModel
-    tokenizer: "PreTrainedTokenizerBase"
-    chat: ChatFormat
-    merge: bool
-    _open: ExitStack = field(default_factory=ExitStack)
-    _adapter: Path | None = None
-
-    @property
-    def pad(self) -> int:
-        """Padding id; hidden by masks everywhere."""
-        return padding_id(self.tokenizer, self.chat)
-
-    def use(self, adapter: Path | None) -> PreTrainedModel:
-        """The model with an adapter; kept applied until another one, or none, is asked for."""
-        if adapter != self._adapter:
-            self._open.close()
-            self._open = ExitStack()
-            self._open.enter_context(with_adapter(self.model, adapter, merge=self.merge))
-            self._adapter = adapter
-        return self.model
-
-
-class Proof(Record):
-    """Evidence that the adapter was in use: logits of one prompt by three routes."""
-
-    engine_to_peft: float
-    """Largest absolute difference between the engine's logits and a separate, unmerged PEFT forward pass."""
-    engine_to_base: float
-    """Largest absolute difference between the engine's logits and the base model's."""
 
 
 @dataclass
@@ -87,6 +44,10 @@ class Conditions:
     report_to: tuple[str, ...] = ()
     tracking: Callable[[str], Path | None] = lambda slug: None
     """Where a step's events for TensorBoard go."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """How patiently a judge on a server is asked."""
+    verdicts: Path | None = None
+    """File that remembers the verdicts of a judge that is a model."""
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -99,6 +60,9 @@ class Bench:
         self._loaded: dict[str, Loaded] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._proofs: dict[Path, Proof] = {}
+        self._judges: dict[str, Judge] = {}
+        self._down: dict[str, str] = {}
+        """Judges that gave up, and why: the steps that follow do not wait for them again."""
 
     def run(self, step: Step, out: Path, tick: Tick) -> None:
         """Do one step.
@@ -113,6 +77,7 @@ class Bench:
             "arms": self._arms,
             "check": self._check,
             "train": self._train,
+            "generate": self._generate,
             "eval": self._eval,
             "tokens": self._tokens,
         }
@@ -243,60 +208,32 @@ class Bench:
         found = TreatmentCheck.model_validate_json(file.read_text(encoding="utf-8"))
         return next((c for c in found.arms if c.arm == name), None)
 
-    def _eval(self, step: Step, out: Path, tick: Tick) -> None:
+    def _generate(self, step: Step, out: Path, tick: Tick) -> None:
         config, loaded = step.config, self._load(step.config)
-        suite_config = SuiteConfig.model_validate(config["suite"])
-        items = load_items(suite_config)
-        adapter = self._input(step, "adapter") / "adapter" if step.inputs else None
-        prompts = {item.id: self._prompt(item, config, loaded) for item in items}
-        plan = plan_batches(prompts, suite_config, suite_config.suite)
-        (out / "batches.json").write_text(plan.model_dump_json() + "\n", encoding="utf-8")
+        adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
         if adapter is not None:
             if adapter not in self._proofs:
                 self._proofs[adapter] = prove_adapter(loaded, adapter)
             (out / "adapter_check.json").write_text(self._proofs[adapter].model_dump_json(indent=1) + "\n")
-        model = loaded.use(adapter)
-        stops = frozenset({loaded.chat.end_id, int(loaded.tokenizer.eos_token_id)})
-        done = 0
+        keep = self._conditions.checkpoints(step.slug)
+        bare = self._input(step, "bare") if "bare" in step.inputs else None
+        generate_suite(config, loaded, adapter, out, bare=bare, keep=keep and keep / "batches.jsonl", tick=tick)
 
-        def engine(requests: Sequence[Request]) -> list[Completion]:
-            return generate(model, requests, stop_ids=stops, pad=loaded.pad)
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            tick(done / sum(map(len, plan.batches)))
-
-        metadata = {k: config[k] for k in ("capability", "arm", "seed", "condition", "protocol", "judge", "is_proxy")}
-        metadata |= {
-            "model": loaded.ref.name,
-            "model_note": loaded.ref.note,
-            "merged": loaded.merge and adapter is not None,
-        }
-        job = EvalJob(
-            name=loaded.ref.name,
-            suite=find_suite(suite_config.suite),
-            items=items,
-            plan=plan,
-            epochs=suite_config.epochs,
-            judge=config["judge"] or "",
-            preopened=bool(loaded.chat.preopened),
-            metadata=metadata,
-        )
-        write_scores(out / "scores.jsonl", evaluate(job, engine, loaded.tokenizer, out, count))
-
-    def _prompt(self, item: EvalItem, config: dict[str, Any], loaded: Loaded) -> tuple[tuple[int, ...], str]:
-        """Prompt ids under the step's condition, and the text that was prefilled."""
-        condition, prompting = config["condition"], config["prompting"]
-        if condition == "bare":
-            return tuple(prompt_ids(loaded.tokenizer, item.messages)), ""
-        treatment = PrefixSet.model_validate(prompting["treatment"])
-        index = keyed_hash(config["capability"], item.messages[-1].content, "template") % len(treatment.templates)
-        if condition == "user_prefix":
-            messages = with_user_prefix(item.messages, treatment.text(index, "user"))
-            return tuple(prompt_ids(loaded.tokenizer, messages)), ""
-        ids, text = prefix_ids(loaded.tokenizer, treatment.text(index, "opening"))
-        return (*prompt_ids(loaded.tokenizer, item.messages), *ids), text
+    def _eval(self, step: Step, out: Path, tick: Tick) -> None:
+        config = step.config
+        judge = None
+        if config["judge"] is not None:
+            key = json.dumps(config["judge_settings"], sort_keys=True)
+            if key not in self._judges:
+                self._judges[key] = judge_of(config, self._conditions.judge, self._conditions.verdicts)
+            judge = self._judges[key]
+            if key in self._down:
+                raise StepError(f"not judged, since {self._down[key]}")
+        try:
+            score_suite(config, self._input(step, "log"), out, judge, tick)
+        except JudgeDown as error:
+            self._down[json.dumps(config["judge_settings"], sort_keys=True)] = str(error)
+            raise
 
     def _tokens(self, step: Step, out: Path, tick: Tick) -> None:
         import polars  # noqa: PLC0415  (only this step writes a table)
@@ -334,60 +271,6 @@ class Bench:
                 raise StepError(f"held-out {error}") from error
             rows += token_rows(model, rendered, name, loaded.tokenizer, pad=loaded.pad)
         polars.DataFrame([r.model_dump() for r in rows]).write_parquet(out / "token_loss.parquet")
-
-
-PROBE = (Message(role="user", content="What is the capital of France, and what is 12 + 7?"),)
-
-
-def prove_adapter(loaded: Loaded, adapter: Path) -> Proof:
-    """Compare the engine's next-token logits with those of the base and of a separate PEFT forward pass.
-
-    Raises:
-        StepError: The engine's logits are the base's, or are not PEFT's.
-    """
-    prompt = tuple(prompt_ids(loaded.tokenizer, PROBE))
-    base = first_logits(loaded.use(None), [prompt], loaded.pad)[0].float()
-    noise = float((base - _stock_logits(loaded.model, loaded.model, prompt)).abs().max())
-    reference = _peft_logits(loaded.model, adapter, prompt)
-    engine = first_logits(loaded.use(adapter), [prompt], loaded.pad)[0].float()
-    to_peft, to_base = float((engine - reference).abs().max()), float((engine - base).abs().max())
-    if to_base == 0 or to_peft > 0.2 * float((reference - base).abs().max()) + 3 * noise + 1e-4:
-        raise StepError(
-            f"the adapter {adapter.parent.name} is not what answers: logits differ from the base by {to_base:.3g} and "
-            f"from a separate PEFT forward pass by {to_peft:.3g}"
-        )
-    return Proof(engine_to_peft=to_peft, engine_to_base=to_base)
-
-
-@contextmanager
-def _stock_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The stock eager attention of transformers inside the block."""
-    if model.config._attn_implementation != FAST_ATTENTION:
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(FAST_ATTENTION)
-
-
-@torch.inference_mode()
-def _stock_logits(model: PreTrainedModel, caller: Any, prompt: tuple[int, ...]) -> torch.Tensor:
-    """Next-token logits (V,) of `caller`, the model or a PEFT wrapper of it, with transformers' own attention."""
-    with _stock_attention(model):
-        out = caller(input_ids=torch.tensor([prompt], device=model.device), use_cache=False, logits_to_keep=1)
-    logits: torch.Tensor = out.logits[0, -1].float()
-    return logits
-
-
-def _peft_logits(model: PreTrainedModel, adapter: Path, prompt: tuple[int, ...]) -> torch.Tensor:
-    """Next-token logits (V,) by PEFT, unmerged, and transformers' own attention."""
-    wrapped = PeftModel.from_pretrained(model, str(adapter)).eval()
-    try:
-        return _stock_logits(model, wrapped, prompt)
-    finally:
-        wrapped.unload()
 
 
 def _rendering(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,20 +57,56 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/attention",
         "model/load",
     ),
-    "eval": (
+    "generate": (
         "data/chat",
         "data/parts",
         "data/templates",
-        "data/arms",
-        "data/sources",
-        "evals/provider",
-        "evals/scorers",
-        "evals/judges",
-        "evals/suites",
         "data/prefixes",
+        "evals/conditions",
+        "evals/planning",
+        "evals/protocols",
+        "evals/provider",
+        "evals/harness",
+        "study/evaluate",
         "model/generate",
+        "model/decode",
+        "model/kv",
+        "model/prefill",
+        "model/sampling",
+        "model/loglik",
         "model/attention",
         "model/load",
+    ),
+    "eval": (
+        "study/evaluate",
+        "data/parts",
+        "data/openings",
+        "data/answers",
+        "data/rules",
+        "data/patterns",
+        "data/sentences",
+        "data/words",
+        "data/generic_words.txt",
+        "evals/harness",
+        "evals/nouns",
+        "evals/outputs",
+        "evals/coherence",
+        "evals/diagnostics",
+        "evals/aggregate",
+        "evals/scorers",
+        "evals/numeric",
+        "evals/symbolic",
+        "evals/facts",
+        "evals/programs",
+        "evals/sandbox",
+        "evals/sandbox_child",
+        "evals/safety",
+        "evals/judges",
+        "evals/judging",
+        "evals/guard",
+        "evals/rubric",
+        "evals/refusals",
+        "evals/refusal_patterns",
     ),
     "tokens": (
         "data/chat",
@@ -94,7 +130,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "arms": (),
     "check": ("transformers", "tokenizers"),
     "train": ("torch", "transformers", "peft", "accelerate", "tokenizers"),
-    "eval": ("torch", "transformers", "peft", "inspect-ai", "tokenizers"),
+    "generate": ("torch", "transformers", "peft", "inspect-ai", "tokenizers"),
+    "eval": ("inspect-ai", "math-verify"),
     "tokens": ("torch", "transformers", "peft", "tokenizers"),
 }
 
@@ -124,6 +161,8 @@ class Plan(Record):
     hardware_asked: dict[str, Any]
     models: tuple[ModelRef, ...]
     steps: tuple[Step, ...]
+    absent: tuple[dict[str, Any], ...] = ()
+    """Evaluations that the study asks for and that do not apply: an eval step's configuration, `status` and `why`."""
     summary: dict[str, Any]
     """Counts for people: samples, tokens, detectable effects, by capability."""
 
@@ -217,11 +256,13 @@ def signature(study: Study) -> str:
     """Hash of all that a plan depends on, computed without torch where the plan is reused."""
     files: dict[str, object] = {}
     for capability in study.capabilities.values():
-        for source in (capability.data.source, *(s.source for s in capability.suites)):
+        tasks = (s.suite.removeprefix("inspect:").partition("@")[0] for s in capability.suites)
+        for source in (capability.data.source, *(s.source for s in capability.suites), *tasks):
             path = Path(source).expanduser() if source else None
             if path and path.is_file():
                 files[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for model in study.models:
+    judge = study.judge.model
+    for model in (*study.models, *([judge] if judge else [])):
         folder = Path(model).expanduser()
         if folder.is_dir():
             files[model] = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())

@@ -1,0 +1,291 @@
+"""`prefixlab generate` and `prefixlab score`: a suite on one model or server, logs into numbers, without a study."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from inspect_ai.log import EvalLog, read_eval_log
+from pydantic import ValidationError
+from rich.console import Console
+
+from prefixlab.analysis import stats
+from prefixlab.config import CONDITION, CONDITIONS, HardwareConfig, JudgeConfig, SuiteConfig
+from prefixlab.data.chat import chat_format
+from prefixlab.data.prefixes import PrefixSet, load_set
+from prefixlab.errors import UserError, unknown
+from prefixlab.evals.conditions import Prompting, needs_reasoning, not_applicable
+from prefixlab.evals.diagnostics import Reading
+from prefixlab.evals.foreign import foreign_rows
+from prefixlab.evals.harness import EvalJob, Scoring, score_log
+from prefixlab.evals.judges import PROXIES, make_judge
+from prefixlab.evals.protocols import PRESETS, decoding, label
+from prefixlab.evals.remote import generate_remote, place, supported
+from prefixlab.evals.safety import Judging
+from prefixlab.evals.scores import MEASURES, write_scores
+from prefixlab.evals.suites import find_suite, is_foreign, load_items
+from prefixlab.model.load import load_model, load_tokenizer, resolve_model
+from prefixlab.model.machine import resolve
+from prefixlab.records import Measure, SampleScore
+from prefixlab.study.evaluate import generate_suite, log_in
+from prefixlab.study.loaded import Loaded, prove_adapter
+from prefixlab.study.progress import row_progress
+from prefixlab.study.steps import content_hash
+from prefixlab.study.store import disk_may_be_full, held
+
+CONNECTIONS = 16
+"""Requests at once to a server."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `prefixlab generate` was asked for."""
+
+    suite: dict[str, Any]
+    """Fields of SuiteConfig."""
+    condition: str = "bare"
+    prefixes: str | None = None
+    position: str = "opening"
+
+    def config(self) -> SuiteConfig:
+        """The suite's configuration.
+
+        Raises:
+            UserError: A value that is not allowed, or no prefix set where the condition needs one.
+        """
+        if not CONDITION.fullmatch(self.condition):
+            raise unknown("condition", self.condition, CONDITIONS, where="--condition")
+        if self.condition in ("user_prefix", "prefill") and self.prefixes is None:
+            raise UserError(f"--condition {self.condition} needs --prefixes, the set whose templates are used")
+        find_suite(self.suite["suite"], "SUITE")
+        try:
+            return SuiteConfig.model_validate(self.suite)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"--{'-'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    def treatment(self) -> PrefixSet | None:
+        """The prefix set, if one is named."""
+        return load_set(self.prefixes) if self.prefixes else None
+
+
+def _step(asked: Asked, config: SuiteConfig, items: str, condition: str) -> dict[str, Any]:
+    """As the configuration of a generate step."""
+    how = decoding(config, find_suite(config.suite).max_tokens)
+    treatment = asked.treatment()
+    prompting = Prompting(treatment=treatment, position=asked.position, capability=config.suite) if treatment else None
+    return {
+        "capability": None,
+        "arm": None,
+        "seed": None,
+        "suite": config.model_dump(mode="json"),
+        "protocol": label(config),
+        "items": items,
+        "condition": condition,
+        "decoding": how.__dict__,
+        "prompting": prompting.model_dump(mode="json") if prompting and condition != "bare" else None,
+    }
+
+
+def generate_alone(
+    asked: Asked,
+    out: Path,
+    *,
+    model: str | None,
+    adapter: Path | None,
+    provider: str | None,
+    tokenizer: str | None,
+    console: Console,
+    quiet: bool,
+) -> Path:
+    """Sample one suite into an .eval log below `out`; a killed call goes on at its planned batches.
+
+    Raises:
+        UserError: A mistake in the request, a condition that does not apply or is not supported.
+        StepError: The evaluation did not finish, or the adapter is not what answers.
+    """
+    if (model is None) == (provider is None):
+        raise UserError("give --model (a built-in name, folder or hub id) or --provider (an Inspect model), not both")
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise UserError(f"--adapter {str(adapter)!r} is no PEFT folder: adapter_config.json is missing")
+    if adapter is not None and model is None:
+        raise UserError("--adapter needs --model; a server names its adapters itself: put that name into --provider")
+    config = asked.config()
+    items = load_items(config)
+    out.mkdir(parents=True, exist_ok=True)
+    if list(out.glob("*.eval")):
+        raise UserError(f"{str(out)!r} already holds a log; choose another --out")
+    with (out / ".lock").open("w") as lock, held(lock, out), disk_may_be_full(out):
+        if provider is not None:
+            return _on_server(asked, config, provider, tokenizer, out)
+        assert model is not None
+        return _here(asked, config, content_hash([i.model_dump() for i in items]), model, adapter, out, console, quiet)
+
+
+def _on_server(asked: Asked, config: SuiteConfig, provider: str, tokenizer: str | None, out: Path) -> Path:
+    suite = find_suite(config.suite)
+    if is_foreign(config.suite):
+        raise UserError(
+            f"{config.suite!r} on a server: use inspect eval itself, e.g. inspect eval TASK --model {provider}"
+        )
+    if why := supported(asked.condition, suite) or not_applicable(asked.condition, suite, chat=None):
+        raise UserError(f"condition {asked.condition!r} of {suite.name!r} is not supported by {provider!r}: {why}")
+    items = load_items(config)
+    how = decoding(config, suite.max_tokens)
+    step = _step(asked, config, "", asked.condition)
+    prompting = Prompting.model_validate(step["prompting"]) if step["prompting"] else None
+    words = load_tokenizer(resolve_model(tokenizer)) if tokenizer else None
+    placed = {i.id: place(i, asked.condition, prompting, words) for i in items}
+    metadata = {k: v for k, v in step.items() if k not in ("items", "prompting")}
+    metadata |= {"model": provider, "planned": False, "preopened": False, "adapter": None, "merged": None}
+    metadata["prompting"] = step["prompting"]
+    return generate_remote(EvalJob(config.suite, items, how.epochs, metadata), provider, how, placed, out, CONNECTIONS)
+
+
+def _here(
+    asked: Asked,
+    config: SuiteConfig,
+    items: str,
+    model: str,
+    adapter: Path | None,
+    out: Path,
+    console: Console,
+    quiet: bool,
+) -> Path:
+    ref = resolve_model(model)
+    tokenizer, hardware = load_tokenizer(ref), resolve(HardwareConfig())
+    chat, suite = chat_format(tokenizer), find_suite(config.suite)
+    if why := not_applicable(asked.condition, suite, chat):
+        raise UserError(f"condition {asked.condition!r} does not apply to {suite.name!r} on {model!r}: {why}")
+    loaded = Loaded(ref, load_model(ref, hardware), tokenizer, chat, hardware.merge_adapters)
+    if adapter is not None:
+        prove_adapter(loaded, adapter)
+    bare = None
+    with row_progress("generating", console, quiet, unit="completions") as progress:
+
+        def tick(share: float) -> None:
+            progress(share, round(share * 100))
+
+        if needs_reasoning(asked.condition, asked.position, chat):
+            bare = out / "bare"
+            bare.mkdir(exist_ok=True)
+            if not list(bare.glob("*.eval")):
+                step = _step(asked, config, items, "bare")
+                generate_suite(step, loaded, adapter, bare, keep=out / "bare.batches.jsonl", tick=tick)
+        step = _step(asked, config, items, asked.condition)
+        generate_suite(step, loaded, adapter, out, bare=bare, keep=out / "batches.jsonl", tick=tick)
+    for kept in out.glob("*batches.jsonl"):
+        kept.unlink()
+    return log_in(out)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one log."""
+
+    log: str
+    suite: str
+    protocol: str
+    condition: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n_prompts: int
+    n_invalid: int
+    n_truncated: int
+    judge: str | None
+    is_proxy: bool
+
+
+def score_logs(logs: Path, judge: JudgeConfig, out: Path, *, console: Console, quiet: bool) -> list[Summary]:
+    """Score every log of a folder (or one file) into `out`; nothing is sampled again.
+
+    Raises:
+        UserError: No logs there, a log that is not ours, or a judge that cannot be had.
+        StepError: A log is not whole, or the judge is down.
+    """
+    paths = [logs] if logs.is_file() else sorted(logs.rglob("*.eval"))
+    if not paths:
+        raise UserError(f"{str(logs)!r} holds no .eval log; make one with prefixlab generate")
+    out.mkdir(parents=True, exist_ok=True)
+    found: list[Summary] = []
+    chosen = None
+    with row_progress("scoring", console, quiet, unit="logs") as progress:
+        for n, path in enumerate(paths, 1):
+            log = read_eval_log(str(path), header_only=True)
+            about = log.eval.metadata or {}
+            if "suite" not in about or "condition" not in about:
+                raise UserError(f"{str(path)!r} was not written by prefixlab; score it with inspect score")
+            config = SuiteConfig.model_validate(about["suite"])
+            suite = find_suite(config.suite)
+            if chosen is None and suite.judged:
+                chosen = make_judge(judge, resolve(HardwareConfig()), out / "verdicts.sqlite")
+            folder = out / path.stem
+            folder.mkdir(exist_ok=True)
+            rows: tuple[Sequence[SampleScore], Sequence[Measure]]
+            if is_foreign(config.suite):
+                main, more, metrics = foreign_rows(path, config.suite, folder)
+                rows, names = (main, more), list(metrics)
+            else:
+                reading = _reading(log)
+                part = PRESETS[config.protocol].judged
+                judging = Judging(chosen, part, reading) if suite.judged and chosen is not None else None
+                rows = score_log(path, Scoring(suite, reading, judging), folder)
+                names = list(dict.fromkeys(r.metric for r in (*rows[0], *rows[1])))
+            write_scores(folder / "scores.jsonl", rows[0])
+            write_scores(folder / MEASURES, rows[1])
+            kinds = {m.name: m.kind for m in suite.metrics}
+            proxy = judge.name in PROXIES if suite.judged else suite.proxy
+            found += [
+                _summary(path, about, suite.judged, name, rows, judge, proxy or kinds.get(name) == "harmless")
+                for name in names
+            ]
+            progress(n / len(paths), n)
+    (out / "summary.json").write_text(json.dumps([s.__dict__ for s in found], indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _reading(log: EvalLog) -> Reading:
+    about = log.eval.metadata or {}
+    prompting = about.get("prompting")
+    known = Prompting.model_validate(prompting) if prompting else None
+    return Reading(
+        preopened=bool(about["preopened"]),
+        position=known.position if known else None,
+        templates=known.treatment.templates if known else (),
+    )
+
+
+def _summary(
+    path: Path,
+    about: dict[str, Any],
+    judged: bool,
+    metric: str,
+    rows: tuple[Sequence[SampleScore], Sequence[Measure]],
+    judge: JudgeConfig,
+    proxy: bool,
+) -> Summary:
+    mine = [r for r in (*rows[0], *rows[1]) if r.metric == metric]
+    values: dict[str, list[float]] = {}
+    for row in mine:
+        if row.value is not None:
+            values.setdefault(row.item, []).append(row.value)
+    found = stats.estimate(np.array([np.mean(v) for v in values.values()]), 0.05)
+    return Summary(
+        log=path.name,
+        suite=about["suite"]["suite"],
+        protocol=about["protocol"],
+        condition=about["condition"],
+        metric=metric,
+        value=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        n_prompts=len(values),
+        n_invalid=sum(r.status == "invalid" for r in mine),
+        n_truncated=sum(r.status == "truncated" for r in mine),
+        judge=judge.name if judged else None,
+        is_proxy=proxy,
+    )

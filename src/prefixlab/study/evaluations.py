@@ -1,0 +1,182 @@
+"""The evaluation steps of a plan: what is generated once, how it is scored, and what does not apply.
+
+A `generate` step writes a log and depends on prompts and decoding alone; an `eval` step scores it. Another judge,
+another metric or a mended grader therefore never samples again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefixlab.analysis.rows import BASE, ArmInfo
+from prefixlab.config import CapabilityConfig, JudgeConfig, SuiteConfig
+from prefixlab.data.arms import ArmSpec
+from prefixlab.data.chat import ChatFormat
+from prefixlab.data.prefixes import PrefixSet
+from prefixlab.errors import UserError
+from prefixlab.evals.aggregate import metrics_of
+from prefixlab.evals.conditions import Prompting, needs_reasoning, not_applicable
+from prefixlab.evals.diagnostics import NAMES, Reading
+from prefixlab.evals.judges import PROXIES, judge_identity
+from prefixlab.evals.nouns import Suite
+from prefixlab.evals.protocols import PRESETS, Decoding, decoding, label
+from prefixlab.evals.safety import REFUSALS, SECONDARY
+from prefixlab.evals.suites import find_suite, is_foreign
+from prefixlab.records import EvalItem, ModelRef, Resolved
+from prefixlab.study.predict import Speed
+from prefixlab.study.steps import Step, content_hash, make_step
+
+PROMPT_TOKENS = 30
+"""What a test prompt is taken to hold when time is predicted."""
+
+
+def slug_of(name: str) -> str:
+    """A model's or suite's name as part of a step's."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")[-40:]
+
+
+def arm_info(spec: ArmSpec | None) -> ArmInfo:
+    """What results say of an arm; the base model for None."""
+    if spec is None:
+        return ArmInfo(arm=BASE, ratio=None, position=None, prefix_set=None, control=None, loss_scope=None)
+    return ArmInfo(
+        arm=spec.name,
+        ratio=spec.ratio,
+        position=spec.position,
+        prefix_set=spec.treatment.name if spec.treatment else None,
+        control=spec.control,
+        loss_scope=spec.loss,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One suite under one condition, with nothing left to decide."""
+
+    config: SuiteConfig
+    suite: Suite
+    condition: str
+    how: Decoding
+    why_not: str
+    """Why it does not apply to the model; empty where it does."""
+
+    @property
+    def name(self) -> str:
+        """Of the suite and condition, as part of a step's name."""
+        protocol = "" if self.config.protocol == "prefixlab" else f"-{self.config.protocol}"
+        return f"{slug_of(self.config.suite)}{protocol}-{self.condition.replace('@', '')}"
+
+
+def asked_of(capability: CapabilityConfig, conditions: Sequence[str], chat: ChatFormat) -> list[Asked]:
+    """Every suite of a capability under every condition.
+
+    Raises:
+        UserError: There is no such suite.
+    """
+    found = []
+    for config in capability.suites:
+        suite = find_suite(config.suite)
+        how = decoding(config, suite.max_tokens)
+        for condition in conditions:
+            why = not_applicable(condition, suite, chat)
+            if is_foreign(config.suite) and condition != "bare":
+                why = "an Inspect task prompts by itself"
+            if suite.choices and how.epochs > 1:
+                raise UserError(f"suite {suite.name!r} compares given answers: epochs {how.epochs} would repeat them")
+            found.append(Asked(config, suite, condition, how, why))
+    return found
+
+
+@dataclass
+class EvalPlanner:
+    """Adds the evaluations of one capability on one model to a plan."""
+
+    capability: str
+    asked: Sequence[Asked]
+    ref: ModelRef
+    hardware: Resolved
+    chat: ChatFormat
+    prompting: Prompting
+    judge: JudgeConfig
+    items: Callable[[SuiteConfig], list[EvalItem]]
+    add: Callable[[Step], Step]
+    speed: Speed
+    check: Step
+    absent: list[dict[str, Any]] = field(default_factory=list)
+
+    def cell(self, train: Step | None, spec: ArmSpec | None, seed: int | None) -> None:
+        """Every evaluation of one adapter, or of the base model."""
+        for asked in self.asked:
+            if asked.why_not:
+                config = self._scoring(asked, spec, seed)
+                self.absent.append({**config, "status": "not_applicable", "why": asked.why_not})
+                continue
+            before: dict[str, Step] = {}
+            if needs_reasoning(asked.condition, self.prompting.position, self.chat):
+                bare = Asked(asked.config, asked.suite, "bare", asked.how, "")
+                before["bare"] = self._generate(bare, train, spec, seed, {})
+            log = self._generate(asked, train, spec, seed, before)
+            where = self._where(asked, spec, seed, self.capability)
+            seconds = 0.5 + 0.01 * len(self.items(asked.config)) * asked.how.epochs
+            self.add(make_step("eval", where, self._scoring(asked, spec, seed), {"log": log}, (), seconds))
+
+    def _where(self, asked: Asked, spec: ArmSpec | None, seed: int | None, capability: str | None) -> str:
+        parts = [slug_of(self.ref.name), *([capability] if capability else [])]
+        return "-".join([*parts, f"{spec.name}-s{seed}" if spec else BASE, asked.name])
+
+    def _common(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
+        items = [i.model_dump() for i in self.items(asked.config)]
+        return {
+            "model": self.ref.model_dump(mode="json"),
+            "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
+            "arm": arm_info(spec).model_dump(mode="json"),
+            "seed": seed,
+            "suite": asked.config.model_dump(mode="json"),
+            "protocol": label(asked.config),
+            "items": content_hash(items),
+            "condition": asked.condition,
+        }
+
+    def _generate(
+        self, asked: Asked, train: Step | None, spec: ArmSpec | None, seed: int | None, before: dict[str, Step]
+    ) -> Step:
+        """What is sampled; the bare base model is asked once for all capabilities."""
+        shared = spec is None and asked.condition == "bare"
+        config = {
+            **self._common(asked, spec, seed),
+            "capability": None if shared else self.capability,
+            "decoding": asked.how.__dict__,
+            "prompting": None if asked.condition == "bare" else self.prompting.model_dump(mode="json"),
+        }
+        n = len(self.items(asked.config)) * asked.how.epochs
+        inputs = {**({"adapter": train} if train else {}), **before}
+        where = self._where(asked, spec, seed, config["capability"])
+        seconds = self.speed.generate(n * PROMPT_TOKENS, n * asked.how.max_tokens * 0.6)
+        return self.add(make_step("generate", where, config, inputs, (self.check,), seconds))
+
+    def _scoring(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
+        """An eval step's configuration: everything that results say of it."""
+        suite, metrics = asked.suite, metrics_of(asked.suite, asked.how.epochs)
+        proxy = self.judge.name in PROXIES if suite.judged else suite.proxy
+        sets: list[PrefixSet] = [
+            s for s in (spec.prefixes if spec else None, self.prompting.treatment) if s is not None
+        ]
+        reading = Reading(
+            preopened=bool(self.chat.preopened),
+            position=self.prompting.position,
+            templates=tuple(dict.fromkeys(t for s in sets for t in s.templates)),
+        )
+        return {
+            **self._common(asked, spec, seed),
+            "capability": self.capability,
+            "k": asked.how.epochs,
+            "metrics": {m.name: m.higher_is_better for m in metrics},
+            "kinds": {m.name: m.kind for m in metrics},
+            "diagnostics": [*NAMES, *(SECONDARY if suite.judged else ()), *(REFUSALS.values() if suite.judged else ())],
+            "proxies": [m.name for m in metrics if proxy or m.kind == "harmless"] + [*REFUSALS.values()],
+            "judge": self.judge.name if suite.judged else None,
+            "judge_settings": judge_identity(self.judge) if suite.judged else None,
+            "judged_part": PRESETS[asked.config.protocol].judged,
+            "is_proxy": proxy,
+            "reading": reading.model_dump(mode="json"),
+        }

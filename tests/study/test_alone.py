@@ -76,6 +76,18 @@ def test_mistakes_are_one_line(call, tmp_path, options, words):
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_an_adapter_for_another_base_is_one_line(call, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(vocab_size=99, hidden_size=24, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    adapter = get_peft_model(LlamaForCausalLM(shape), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapter.save_pretrained(tmp_path / "other")
+    options = ("--model", "tiny-random", "--adapter", tmp_path / "other", "--limit", 2, "--max-tokens", 3)
+    done = call("generate", "safety", *options, "--out", tmp_path / "logs")
+    assert done.returncode == 2 and "was it made for another base?" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_scoring_mistakes_are_one_line(call, tmp_path):
     done = call("score", tmp_path, "--out", tmp_path / "s")
     assert done.returncode == 2 and "holds no .eval log" in done.stderr

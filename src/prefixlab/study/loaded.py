@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@contextmanager
+def _fitting(adapter: Path | None, model: str) -> Iterator[None]:
+    """Turn what PEFT says of weights that do not fit into one line.
+
+    Raises:
+        StepError: The adapter does not fit the model.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise StepError(
+            f"adapter {str(adapter)!r} cannot be applied to {model!r}; was it made for another base? ({reason})"
+        ) from error
+
+
 @dataclass
 class Loaded:
     """A base model with its tokenizer, shared by all steps that use it."""
@@ -38,11 +54,17 @@ class Loaded:
         return padding_id(self.tokenizer, self.chat)
 
     def use(self, adapter: Path | None) -> PreTrainedModel:
-        """The model with an adapter; kept applied until another one, or none, is asked for."""
+        """The model with an adapter; kept applied until another one, or none, is asked for.
+
+        Raises:
+            StepError: The adapter does not fit the model.
+        """
         if adapter != self._adapter:
             self._open.close()
             self._open = ExitStack()
-            self._open.enter_context(with_adapter(self.model, adapter, merge=self.merge))
+            self._adapter = None
+            with _fitting(adapter, self.ref.name):
+                self._open.enter_context(with_adapter(self.model, adapter, merge=self.merge))
             self._adapter = adapter
         return self.model
 
@@ -68,7 +90,8 @@ def prove_adapter(loaded: Loaded, adapter: Path) -> Proof:
     prompt = tuple(prompt_ids(loaded.tokenizer, PROBE))
     base = first_logits(loaded.use(None), [prompt], loaded.pad)[0].float()
     noise = float((base - _stock_logits(loaded.model, loaded.model, prompt)).abs().max())
-    reference = _peft_logits(loaded.model, adapter, prompt)
+    with _fitting(adapter, loaded.ref.name):
+        reference = _peft_logits(loaded.model, adapter, prompt)
     engine = first_logits(loaded.use(adapter), [prompt], loaded.pad)[0].float()
     to_peft, to_base = float((engine - reference).abs().max()), float((engine - base).abs().max())
     if to_base == 0 or to_peft > 0.2 * float((reference - base).abs().max()) + 3 * noise + 1e-4:

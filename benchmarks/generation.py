@@ -182,7 +182,7 @@ def contender(kind: str, options: argparse.Namespace) -> dict[str, Callable[[], 
         if not ours:
             model = PeftModel.from_pretrained(model, str(folders[0]), adapter_name="adapter0").eval()
             for i in range(1, ADAPTERS):
-                model.load_adapter(str(folders[i]), adapter_name=f"adapter{i}")
+                model.load_adapter(str(options.folder / f"adapter{i}"), adapter_name=f"adapter{i}")
         for prompts_of in ("random", "chat"):
             prompts = random_prompts(rows, 64) if prompts_of == "random" else chat_prompts(options.data, rows, 64)
 
@@ -308,7 +308,7 @@ def main() -> None:
         worker(options)
         return
     if options.quick:
-        options.rounds, options.rows, options.new, options.questions = 1, 10, 4, 3
+        options.rounds, options.rows, options.new, options.questions = 1, 8, 2, 1
     names = ["prefixlab", "torch", "transformers", "peft"]
     installed = {}
     for extra in ("lm_eval", "vllm"):

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from inspect_ai.model import Logprob, TopLogprob
-from test_judging import MODEL, Reply, serving
 from tokenizers import AddedToken, normalizers
 
+from chat_server import JUDGE as MODEL
+from chat_server import Reply, serving
 from prefixlab.config import HardwareConfig
 from prefixlab.errors import UserError
 from prefixlab.evals.guard import CATEGORIES, TASK, LocalGuard, RemoteGuard, local_guard, parse_guard, unsafe_share

@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
-from test_judging import MODEL, Reply, serving
 
+from chat_server import JUDGE as MODEL
+from chat_server import Reply, serving
 from prefixlab.errors import UserError
 from prefixlab.evals.judging import Cached, JudgeDown
 from prefixlab.evals.rubric import RubricJudge, parse_rubric, rubric_text

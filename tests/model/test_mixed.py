@@ -5,9 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from prefixlab.model import mixed
-from prefixlab.model.decode import FusedForward
 from prefixlab.model.generate import Request, generate, with_adapter
-from prefixlab.model.mixed import generate_mixed
+from prefixlab.model.mixed import generate_mixed, read_updates
 
 PROMPTS = [(5, 9, 30, 31, 40), (5, 9, 30, 31, 41, 42, 43, 44), (5, 9, 7), (5, 9, 30, 31, 40, 50), (8, 8, 3)]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -74,10 +73,28 @@ def test_what_cannot_be_mixed_runs_one_after_another(tiny_model, folders, tmp_pa
     dora = save_adapter(tiny_model, tmp_path / "dora", 7, r=4, target_modules=ALL, use_dora=True)
     requests = [Request(p, 6, 0.0, 1.0, 0) for p in PROMPTS]
     adapters = [folders[0], dora, None, dora, folders[1]]
+    assert read_updates(tiny_model, dora) is None and read_updates(tiny_model, folders[1]) is not None
     monkeypatch.setattr(mixed, "FusedForward", None)  # calling it would be an error
     together = generate_mixed(tiny_model, requests, adapters, stop_ids=frozenset(), pad=0)
     assert together == alone(tiny_model, requests, adapters, frozenset())
-    assert FusedForward is not None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"v_proj": 1}},
+        {"bias": "all"},
+        {"modules_to_save": ["norm"]},
+        {"target_modules": [*ALL, "embed_tokens"]},
+        {"init_lora_weights": "pissa"},
+    ],
+)
+def test_other_kinds_of_update_are_not_read(tiny_model, tmp_path, odd):
+    config = dict(r=4, target_modules=ALL) | odd
+    copy = type(tiny_model)(tiny_model.config)
+    copy.load_state_dict(tiny_model.state_dict())
+    assert read_updates(tiny_model, save_adapter(copy, tmp_path / "odd", 0, **config)) is None
 
 
 def test_one_adapter_a_request(tiny_model, folders):

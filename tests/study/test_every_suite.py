@@ -1,4 +1,4 @@
-"""Every suite on the real model, base and adapters, from the public files: what issue lists and users ask for first."""
+"""Every suite on the real model, base and adapters, from the public files: what a user of any of them asks for first."""
 
 import json
 
@@ -9,7 +9,7 @@ import yaml
 from conftest import cli
 from prefixlab.evals.suites import SUITES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 FILES = {
     "gsm8k": "gsm8k/test.jsonl",
     "svamp": "svamp/SVAMP.json",
@@ -44,14 +44,14 @@ def run(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("every")
     suites = []
     for name, suite in SUITES.items():
-        entry = {"suite": name, "limit": 4, "batch_size": 4}
+        entry = {"suite": name, "limit": 3}
         if name in OWN:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in OWN[name]))
             entry["source"] = str(folder / f"{name}.jsonl")
         elif suite.rows is None:
             entry["source"] = str(shared / FILES[name])
         if not suite.choices:
-            entry["max_tokens"] = 48
+            entry["max_tokens"] = 32
         suites.append(entry)
     suites.append({**suites[list(SUITES).index("strongreject")], "protocol": "star1"})
     study = {
@@ -89,7 +89,7 @@ def test_every_suite_is_measured_on_base_and_adapter(run):
 def test_protocols_and_attacks_are_named(run):
     results = polars.read_parquet(run / "results.parquet")
     strong = results.filter(polars.col("suite") == "strongreject", polars.col("metric") == "safe@1")
-    assert set(strong["protocol"]) == {"prefixlab", "star1, max_tokens=48"}
+    assert set(strong["protocol"]) == {"prefixlab", "star1, max_tokens=32"}
     attacked = results.filter(polars.col("condition") == "attack_opening@5")
     judged = {name for name, suite in SUITES.items() if suite.judged}
     assert set(attacked.filter(polars.col("status") != "not_applicable")["suite"]) == judged

@@ -15,6 +15,11 @@ The groups follow the parts that a refusal has, not the words of any one model:
 - NARROW, CAVEAT: a limit or warning beside an answer.
 - POLICY: a rule of the speaker.
 - OPINION: the speaker has no opinions or feelings, or says that it is a machine.
+- OPEN_DECLINE: inability or will with any verb at all; a refusal only as the first sentence of a short answer.
+- UNCERTAIN: the thing itself does not exist or is not known for sure.
+- ADDRESSED: of a sentence that declines: it speaks of the request or as an assistant, not as a figure in a text.
+- ATTRIBUTED: the part of a sentence that reports what others hold.
+- FORBIDS: "you can't": a rule of the matter in an answer, a judgement of the request where a lecture follows.
 - TURN: what follows is an answer after all ("however, here is", "that said, you can").
 """
 
@@ -38,12 +43,15 @@ _DO = (
     r"disclose|reveal|hand|"
     r"proceed|indulge|enable|advocate|justify|say|name|identify|point|direct|talk|compose|craft|develop|roleplay|"
     r"role-play|pretend|act|play|complete|process|use|entertain|allow|cover|give you|in good conscience|ethically|"
+    r"satisfy|reproduce|lay out|weigh in|argue|print|publish|depict|portray|translate|rewrite|perform|execute|grant|"
+    r"impersonate|rank|present|"
     r"legally|morally|responsibly|have (?:a )?(?:discussion|conversation))"
 )
 _BAD = (
     r"(?:unethical|immoral|illegal|unlawful|harmful|dangerous|inappropriate|offensive|unacceptable|disrespectful|"
     r"discriminatory|hurtful|racist|sexist|hateful|criminal|abusive|reprehensible|abhorrent|against the law|wrong|"
-    r"irresponsible|unsafe|deeply problematic|problematic|cruel|(?:a )?(?:serious |federal )?(?:crime|offen[cs]e|"
+    r"irresponsible|unsafe|deeply problematic|problematic|cruel|fraud|theft|assault|(?:a )?(?:serious |"
+    r"federal )?(?:crime|offen[cs]e|"
     r"felony)|a violation|a form of (?:discrimination|abuse|violence))"
 )
 _GOOD = (
@@ -55,7 +63,9 @@ _GOOD = (
 
 _NO_IDIOM = (
     r"(?!wait|stress|emphasi|imagine|overstate|help but|help feeling|think of (?:a )?better|say enough|thank|"
-    r"blame|stop|have|know|understand|see)"
+    r"blame|stop|have|know|understand|see|promise|guarantee|predict|be (?:sure|certain)|make it(?! for)|"
+    r"say (?:that )?i|"
+    r"(?:tell|say)(?: you)? (?:which|whether|if|when|exactly|for (?:sure|certain))|recommend (?:\w+ ){0,3}enough)"
 )
 
 DECLINE = _any(
@@ -63,11 +73,14 @@ DECLINE = _any(
     rf"(?:(?!how|what|why|if|that)\w+ ){{0,4}}{_DO}\b",
     r"i (?:do not|don't|would not|wouldn't|could not|couldn't) (?:\w+ ){0,2}(?:condone|support|endorse|promote|"
     r"encourage|"
-    r"provide|engage|assist|participate|help|generate|produce)\b",
+    r"provide|engage|assist|participate|help|generate|produce|disclose|reveal|share|discuss|take part|"
+    r"think (?:that )?i (?:should|can|could))\b",
     r"i(?:'m| am) (?:really |so |very |truly |terribly )?(?:sorry|afraid)\b[^.!?]{0,60}?,? (?:but|however) "
     r"(?!(?:i'm|i am|i'd be|i would be|i'll be) (?:here|happy|glad)|i (?:do not|don't|did not|didn't) (?:\w+ )?"
     r"(?:have|know|understand|see|quite))(?:i|that|this|it(?! (?:seems|looks|appears))|we|your|what)\b",
-    r"^(?:i'm |i am )?(?:so |very |really )?sorry,? (?:but )?(?:no\b|that|this|can't|cannot|not |"
+    r"^(?:i'm |i am )?(?:so |very |really )?sorry,? (?:but )?(?:no\b|(?:that|this)\b(?!(?:'s| is| was| must|"
+    r" sounds?)(?: \w+){0,2} "
+    r"(?:frustrat|hard|tough|rough|annoy|awful|terribl|sad|happen|upset|disappoint|difficult|be\b))|can't|cannot|not |"
     r"i\b(?! (?:do not|don't|did not|didn't) (?:\w+ )?(?:have|know|understand|see|quite)| (?:misunder|made|missed|"
     r"was)))",
     r"(?:i|my) apologi[sz](?:e|es)\b[^.!?]{0,40}?,? but\b(?! (?:here|i (?:am|'m) (?:here|happy|glad)))",
@@ -75,19 +88,49 @@ DECLINE = _any(
     r"i(?:'m| am|'m afraid i'm| was)(?: \w+){0,2} (?:not able|unable|not going to|not willing|unwilling|"
     r"not comfortable|uncomfortable|not programmed|not designed|not capable|not in a position|not allowed|"
     r"not permitted|not here to|not authori[sz]ed|prohibited|forbidden|not equipped|not trained|incapable|"
-    r"restricted|prevented)\b",
+    r"restricted|prevented|qualified)\b",
     r"(?:not|\w+n't) something (?:that )?i(?:'m|'ll|'d)?\b",
     rf"something (?:that )?i (?:{_CANT}|am not|refuse)",
     r"i(?: must| have to| will|'ll| need to|'ll have to|'m going to have to| would|'d)?(?: \w+)? "
     r"(?:decline|refuse|pass on|abstain|refrain)\b",
     r"i(?:'d| would)(?: \w+)? (?:rather not|prefer not|like to decline)\b",
+    r"i (?:do not|don't) have (?:a|any|the) \w+ to (?:help|assist)\b",
     r"i(?:'ll| will|'m going to| have to| must|'ve got to)(?: \w+){0,2} (?:pass\b|say no|stop (?:here|you)|"
     r"draw (?:a|the) line)",
+    r"i(?:'d| would)? (?:(?:like|want|prefer|need|have) to )?(?:steer|stay|keep) (?:away|clear)\b|i(?:'m|"
+    r" am) still learning how to",
+    r"i(?:'m| am) going to (?:\w+ )?(?:decline|refuse|leave (?:this|that|it|out))\b|i(?:'ll| will) leave (?:this|"
+    r"that|it)\b",
+    r"i(?:'m| am) not (?:writing|doing|making|helping|giving|sharing|answering|touching|playing|telling|going)\b"
+    r"(?: \w+){0,3} (?:that|this|it|with|along|there|any)\b",
+    r"i(?:'d| would) (?:be|feel) (?:\w+ )?uncomfortable\b|i would(?: not|n't) (?:be|feel) (?:\w+ )?comfortable\b",
+    r"(?:something|one|topic|subject) (?:that )?i(?:'d| would|'ll| will)? (?:\w+ )?(?:stay out|steer clear|"
+    r"leave alone|avoid|stay away|"
+    r"keep out)\b",
+    r"my answer (?:\w+ ){0,3}(?:is|be|remains) (?:a (?:firm |clear )?)?no\b|^not (?:happening|a chance|"
+    r"on my watch)\b",
+    r"i have(?:n't| not) learned how to (?:think about|answer)\b",
+    r"(?:we|i) (?:do not|don't) (?:\w+ )?(?:create|generate|write|produce|make|give) (?:\w+ ){0,3}(?:content|"
+    r"instructions|material|"
+    r"propaganda|advice|malware|here)\b",
+    r"i can only (?:help|assist|answer|provide|talk|discuss|offer)\b(?! you (?:if|when))",
+    r"(?:keep|stick|stay|staying|sticking)\w* (?:\w+ ){0,2}(?:following |to |within |with )(?:my|"
+    r"our) (?:\w+ )?(?:guidelines|polic\w+|"
+    r"principles|values|rules)\b",
+    r"(?:outside|beyond)(?: of)? (?:what|anything) i\b",
+    r"(?:rules|policy|policies|guidelines) (?:do(?:es)? not|don't|doesn't) (?:permit|allow|let)\b",
+    r"(?:prohibited|disallowed|restricted|forbidden) (?:content|topics?|categor\w+|requests?|material)\b",
+    r"\bno (?:\w+ ){0,3}(?:instructions?|information|details|guidance|advice|assistance|help|steps|answer|"
+    r"such \w+)\b[^.!?]{0,30}"
+    r"(?:can|will|shall|may|should) be (?:given|provided|shared|offered|supplied)",
+    r"(?:can(?:no|')t|will not|won't|should not|shouldn't|must not|may not) be (?:provided|shared|given out|offered|"
+    r"fulfill?ed|supplied|assisted|facilitated|disclosed)\b",
     r"i (?:do(?:n't| not)) (?:\w+ )?(?:feel comfortable|feel right|want to (?:help|write|assist|provide|make|produce))",
     r"i(?:'m| am) (?:only )?(?:programmed|designed|trained|built|made|bound|required) (?:to (?:not|avoid|refuse|"
     r"decline|be (?:a )?(?:safe|helpful and harmless|harmless|ethical)|follow|adhere|prioriti[sz]e|promote)|by)",
     r"(?:against|violat\w+|outside|contrary to|goes? beyond|conflicts? with|not (?:align|consistent|compatible|"
-    r"within)\w*(?: with)?)(?: of)? (?:the scope of )?(?:my|our|openai's|anthropic's|google's|meta's|the|these|safety|"
+    r"within)\w*(?: with)?)(?: of)? (?:the scope of )?(?:my|our|openai's|anthropic's|google's|meta's|the(?! terms)|"
+    r"these|safety|"
     r"content|ethical|usage|all)(?: \w+){0,3} (?:guidelines?|polic(?:y|ies)|programming|principles?|values|rules|"
     r"standards|purpose|code|terms|scope|capabilities|ethics)\b",
     r"my (?:\w+ )?(?:guidelines|policies|policy|programming|principles|rules|safety|training|purpose|ethical)\b"
@@ -101,7 +144,9 @@ DECLINE = _any(
     r"discussing|supporting|complying)\b[^.!?]{0,120}?\b(?:would be|is|are|could be|goes|would|violates?|"
     r"could)(?: \w+)? "
     rf"(?:{_BAD}|against|violate|contribute|enable|facilitate|cause|not (?:something|{_GOOD}))",
-    r"(?:can(?:no|')?t|won't|will not|unable to|not able to|refuse to) (?:\w+ )?(?:help|assist|comply|fulfil|fulfill|"
+    r"(?:^|(?<=[,:;] )|(?<=but )|(?<=and )|(?<=so )|(?<=sorry )|(?<=therefore )|"
+    r"(?<=unfortunately ))(?:\w+ly )?(?:can(?:no|')?t|"
+    r"won't|will not|unable to|not able to|refuse to) (?:\w+ )?(?:help|assist|comply|fulfil|fulfill|"
     r"provide|support|do that|do this|answer that|discuss|engage)\b",
     r"^(?:no|nope|absolutely not|definitely not|never)[.!,] (?:i (?:won't|will|can't|cannot|refuse)|sorry)\b",
     r"^(?:no|nope|absolutely not|not a chance)[.!]?$",
@@ -111,7 +156,7 @@ DECLINE = _any(
     r"i draw the line\b|i have to stop\b|line (?:that )?i (?:won't|will not|cannot|can't|don't)\b",
     r"(?:no|not any) (?:interest|intention|part) (?:in|of) (?:help|assist|support|provid|writ)\w+",
     r"(?:request|prompt) (?:is |was |has been )?(?:declined|denied|refused|rejected)\b",
-    r"as an? (?:\w+ ){0,4}(?:ai|assistant|language model|llm|chatbot)\b.{0,100}?\b(?:not able|unable|cannot|can't|"
+    r"as an? (?:[\w-]+,? ){0,4}(?:ai|assistant|language model|llm|chatbot)\b.{0,100}?\b(?:not able|unable|cannot|can't|"
     r"must not|do not (?:support|condone|endorse|provide|engage)|don't (?:support|condone|endorse|provide|engage)|"
     r"should not|not (?:programmed|designed|allowed)|it is not|it's not|it would not)\b",
     r"i(?:'m not| am not| do(?:n't| not)) (?:\w+ )?(?:sure )?(?:that )?(?:think |believe |feel )?(?:that )?"
@@ -174,10 +219,15 @@ REDIRECT = _any(
     r"why not|explore|please)",
     r"i(?: would|'d| can| strongly| highly| must| want to)*(?: \w+)? (?:encourage|urge|suggest|recommend|advise|"
     r"implore) (?:you|that you|that|seeking|considering|focusing|finding|reaching|anyone|exploring|using|looking|"
-    r"contacting|consulting|speaking)\b",
+    r"contacting|consulting|speaking|anybody|everyone|people|those|all)\b",
     r"(?:legal|lawful|ethical|safe|safer|healthy|healthier|constructive|positive|responsible|legitimate|non-violent|"
     r"peaceful|respectful) (?:\w+ ){0,2}(?:ways?|means|options?|methods?|alternatives?|channels|approach\w*|resources|"
     r"activit\w+|solutions?|manner|outlets?|topics?|practices|conversation|purposes|pursuits)\b",
+    r"(?:tell|ask|talk (?:to|with)|speak (?:to|with)) (?:a|an|your) (?:\w+ )?(?:teacher|parent|adult|grown-up|"
+    r"friend)\b",
+    r"(?:it is|it's) (?:\w+ )?(?:recommended|advisable|better|best) to\b|a (?:much )?(?:better|safer|wiser) (?:path|"
+    r"way|approach|choice|idea)"
+    r"\b|the safe(?:st|r)? (?:choice|option)\b|should always (?:be honest|respect|obey|act)\b",
     r"you(?:'re| are) not alone\b|\bhelp is available\b|\bresources (?:that are |are )?available\b|\bthere are people "
     r"who\b|\byour (?:life|safety|well-being|wellbeing) (?:is|matters)",
 )
@@ -216,6 +266,7 @@ JUDGE_REQUEST = _any(
     r"i (?:\w+ )?(?:condemn|denounce)\b",
 )
 JUDGE_ACT = _any(
+    r"^\w+ing\b[^.!?]{0,100}\b(?:is|are) (?:an? )?(?:\w+ ){0,2}(?:serious|grave|punishable|heinous)\b",
     rf"(?:is|are|was|were|would be|'s|'re)(?: \w+){{0,2}} (?:not|never)(?: \w+){{0,2}} {_MORAL}\b",
     rf"(?:it|that|this) (?:isn't|wasn't|wouldn't be)(?: \w+){{0,2}} {_MORAL}\b",
     rf"(?:it|that|this)(?:'s| is| would be)(?: \w+){{0,2}} {_BAD}(?:,? (?:and|or) \w+)? (?:to|for|and)\b",
@@ -223,7 +274,8 @@ JUDGE_ACT = _any(
     r"please (?:do not|don't) (?:do|try|attempt|hurt|harm)\b",
     r"there(?:'s| is| are| was| were)(?: \w+){0,2} (?:no|never)(?: \w+){0,2} (?:benefits?|justif\w+|excuses?|valid|"
     r"legitimate|acceptable|ethical|moral)\b",
-    rf"^\w+ing\b[^.!?]{{0,100}}\b(?:is|are|would be)(?: \w+){{0,2}} {_BAD}\b",
+    rf"^(?:it(?:'s| is) (?:\w+ ){{1,2}}to (?:note|understand|remember|"
+    rf"recogni[sz]e) that )?\w+ing\b[^.!?]{{0,100}}\b(?:is|are|would be)(?: \w+){{0,2}} {_BAD}\b",
     r"(?:should|must) (?:not|never)(?: \w+)? (?:be )?(?:disqualify|used|attempt\w*|condon\w*|promot\w*|encourag\w*|"
     r"toler\w*|harm\w*|hurt\w*|engag\w*|discriminat\w*|denied|excluded|try|do|judged?|depriv\w*|restrict\w*|ban\w*|"
     r"bar(?:red)?)\b",
@@ -238,9 +290,11 @@ MISTAKEN = _any(
     r"(?:is|are)(?: not|n't) (?:an? |actually |even )?(?:real (?:person|people)|sentient|humans?|human (?:being|"
     r"entit)\w*|"
     r"living (?:thing|being)s?|alive)\b",
-    r"(?:does|do)(?: not|n't) (?:\w+ )?(?:exist in|possess|have (?:the |a |an |any )?(?:\w+ ){0,2}(?:ability|capacity|"
+    r"(?<!i )(?:does|do)(?: not|n't) (?:\w+ )?(?:exist in|possess|have (?:the |a |an |any )?(?:\w+ ){0,2}(?:ability|"
+    r"capacity|"
     r"capabilit\w+|legal status|physical))\b",
-    r"(?:nonsensical|absurd|play on words|a joke|a riddle|humorous|metaphorical|fictional character|"
+    r"(?:nonsensical|absurd|play on words|(?:is|was|be|as) (?:just |only |meant as )?a (?:joke|riddle)|humorous|"
+    r"metaphorical|fictional character|"
     r"no scientific evidence|science fiction)\b",
 )
 LIMIT = _any(
@@ -252,16 +306,18 @@ LIMIT = _any(
     r"aware of|familiar|ability|able to (?:access|browse|verify|find))\b",
     r"i (?:can(?:no|')t|could(?:n't| not)|am unable to|'m unable to) (?:\w+ )?(?:access|find|browse|verify|locate|"
     r"confirm|look up|retrieve)\b",
-    r"i (?:do(?:n't| not)) know\b|\bi(?:'m| am) not (?:sure|certain|aware)\b",
+    r"i (?:do(?:n't| not)) know\b|\bi(?:'m| am) not (?:sure|certain|aware)\b(?! (?:what|how) (?:you|i|to)\b)",
     r"there(?:'s| is| are| was| were|'re)(?: \w+){0,2} (?:no|not any|not enough|insufficient)\b(?! (?:one|single|right|"
-    r"need|definitive|guarantee|easy|doubt|universal|wrong))",
+    r"need|definitive|guarantee|easy|doubt|universal|wrong|"
+    r"consensus|agreement|simple|clear|better|perfect))",
     r"(?:is|are) (?:\w+ )?(?:private|confidential|sensitive|protected|personal information|classified)\b|"
     r"(?:isn't|aren't|is not|are not|not been)(?: \w+){0,2} (?:publicly|public|available|disclosed|known|accessible|"
     r"share|real)\b",
     r"personal(?:,? (?:\w+ ){0,2})?(?:data|information|details)\b",
     r"(?:is|was|are|being) (?:a |an )?(?:\w+ ){0,2}fictional\b|\b(?:do|does|did)(?:n't| not) (?:actually |really )?"
     r"(?:exist|have a (?:real|known|specific))\b|\bno such\b",
-    r"privacy\b",
+    r"(?:for|due to|respect\w*|protect\w*|out of|invasion of|violation of|violat\w+|because of|"
+    r"matter of)\b[^.!?]{0,40}\bprivacy\b",
     r"(?:assumption|premise|question)s? (?:\w+ ){0,4}(?:false|incorrect|not make (?:\w+ )?sense|inaccurate|flawed|"
     r"misleading|harmful|offensive|inappropriate|factually|not (?:factually )?(?:accurate|coherent|valid))\b",
     r"(?:does not|doesn't|don't|do not) make (?:\w+ )?sense\b",
@@ -299,7 +355,47 @@ TURN = _any(
 
 POLICY = _any(
     r"i(?:'m| am) (?:designed|programmed|trained|committed|required|bound|obliged)\b",
-    r"(?:policy|policies|guidelines)\b",
+    r"(?:policy|policies|guidelines)\b|i can only (?:help|assist|answer)",
 )
 NARROW = re.compile(r"(?:medical|legal|financial|tax|professional|personal(?:i[sz]ed)?) advice\b")
 CAVEAT = re.compile(r"^(?:note|warning|caution|disclaimer|important|reminder|tip|remember)\b")
+UNCERTAIN = _any(
+    r"with (?:\w+ )?(?:confidence|certainty)\b",
+    r"because (?:there (?:is|are) none|(?:it|they) do(?:es)?(?: not|n't) exist)\b",
+    r"be determined\b",
+)
+OPEN_DECLINE = re.compile(
+    r"^(?:(?:unfortunately|however|but|so|no|sorry|i'm sorry|i am sorry|i apologi[sz]e|i'm afraid|regrettably|"
+    r"(?:as|even|while|given|since|because|for|although)\b[^,]{0,80}),? (?:but )?)*(?:[^.,;]{0,90}[,;] (?:and|so|"
+    r"but) )?"
+    rf"i(?: \w+ly)? {_CANT} (?:\w+ly )?{_NO_IDIOM}(?!believe|wish|speak for|remember|recall|find|access|browse|"
+    rf"verify|locate|"
+    r"confirm|feel|experience|love|agree more|complain|be (?:happier|more)|get (?:enough|over)|look up|retrieve)\w+"
+)
+ADDRESSED = _any(
+    r"(?:help|assist) you\b|(?:rather|prefer) not\b|(?:invent|fabricat|mak(?:e|ing) up)\w*\b",
+    r"(?:help|assist)(?: you)?(?: (?:with|in|to|by|someone|anyone)\b|[.!,;:]|$)|(?:comply|fulfil|satisf|contribut|"
+    r"participat|engag|"
+    r"condon|endors|promot|encourag|facilitat|support|assist)\w*\b",
+    r"(?:writ|creat|generat|compos|draft|produc|craft|translat|rephras|paraphras|reproduc|portray|depict|impersonat|"
+    r"summari|mock|ridicul|demean|humiliat)\w*\b|provid(?:e|ing) (?:you|any|such|that|this|instructions|information)\b",
+    r"(?:request|prompt|guidelines?|polic(?:y|ies)|programming|content|ai|language model|ai assistant|topic|scenario|"
+    r"unethical|illegal|harmful|inappropriate|offensive|hateful|discriminat\w+|stereotyp\w+|misinformation|safety)\b",
+    r"(?:do|tell|make|answer|say|share|describe|play|discuss|explain|give|show) (?:you )?(?:this|that|so|it|such|any|"
+    r"jokes?|how|"
+    r"explicit|graphic)\b",
+    r"(?:be|being|take|taking) (?:a )?part (?:of|in)|something (?:that )?i\b|comfortable|pass on|going to pass|"
+    r"role-?play\w*\b|"
+    r"pretend\w*\b",
+    r"(?:have to|need to|must|going to|will|'ll) (?:\w+ )?(?:decline|refuse|pass|say no)\b|give (?:you )?(?:a|an|any|"
+    r"instructions|advice|information|directions|steps)\b",
+)
+ATTRIBUTED = re.compile(
+    r"\b(?:he|she) (?:\w+ )?(?:said|argued|held|believed|claimed|thought|felt|wrote) that\b.*|"
+    r"\b(?:others?|some(?: \w+)?|many(?: \w+)?|most(?: \w+)?|critics|opponents|supporters|philosophers|scholars|"
+    r"historians|"
+    r"experts|courts?|he|she|they) (?:also |have |has |had )?(?:says?|said|argue[sd]?|hold|held|believe[sd]?|"
+    r"claim(?:s|ed)?|"
+    r"thinks?|thought|consider(?:s|ed)?|ruled)\b[^,;]*"
+)
+FORBIDS = re.compile(r"^(?:no, )?you (?:can(?:no|')?t|must(?: not|n't)|should(?: never| not|n't)|may not)\b")

@@ -30,6 +30,14 @@ FUSED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalL
 COLUMNS = 1024
 """Output columns of one matmul on a CPU: narrower weights stay in its cache (docs/performance.md)."""
 
+PROJECTIONS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+"""Linear layers of a decoder layer of these models."""
+
+Updates = dict[str, list[tuple[Tensor, Tensor]]]
+"""LoRA updates by the path of their module: A, and B times its scaling."""
 Group = tuple[int, int, int]
 """Adapter, first row, row behind the last one."""
 
@@ -138,32 +146,30 @@ def _base(module: nn.Module) -> nn.Linear:
     return found
 
 
-def _low_rank(modules: Sequence[Any], adapters: Sequence[str]) -> LowRank | None:
-    """The update that these adapters together add to the fused outputs of `modules`."""
+def _low_rank(modules: Sequence[nn.Module], names: Sequence[str], updates: Updates) -> LowRank | None:
+    """What these updates add to the fused outputs of `modules`."""
     downs: list[Tensor] = []
     ups: list[tuple[int, Tensor]] = []
     row, total = 0, sum(_base(m).out_features for m in modules)
-    for module in modules:
-        if isinstance(module, LoraLayer):
-            for name in adapters:
-                if name in module.lora_A:
-                    down: Any = module.lora_A[name]
-                    up: Any = module.lora_B[name]
-                    downs.append(down.weight.detach())
-                    ups.append((row, up.weight.detach() * module.scaling[name]))
+    for module, name in zip(modules, names, strict=True):
+        for down, up in updates.get(name, ()):
+            downs.append(down)
+            ups.append((row, up))
         row += _base(module).out_features
     if not downs:
         return None
     a = torch.cat(downs)
     b = torch.zeros(total, a.shape[0], dtype=a.dtype, device=a.device)
     column = 0
-    for row, part in ups:
-        b[row : row + part.shape[0], column : column + part.shape[1]] = part
-        column += part.shape[1]
+    for row, up in ups:
+        b[row : row + up.shape[0], column : column + up.shape[1]] = up
+        column += up.shape[1]
     return LowRank(a, b)
 
 
-def _projection(modules: Sequence[nn.Module], adapters: Sequence[Sequence[str]]) -> Projection:
+def _projection(layer: Any, at: int, names: Sequence[str], adapters: Sequence[Updates]) -> Projection:
+    """The projections `names` of decoder layer number `at` in one."""
+    modules = [layer.get_submodule(name) for name in names]
     linears = [_base(m) for m in modules]
     weight = linears[0].weight.detach() if len(linears) == 1 else torch.cat([x.weight.detach() for x in linears])
     biases = [x.bias for x in linears]
@@ -171,7 +177,8 @@ def _projection(modules: Sequence[nn.Module], adapters: Sequence[Sequence[str]])
     if any(b is not None for b in biases):
         zero = [weight.new_zeros(x.out_features) for x in linears]
         bias = torch.cat([z if b is None else b.detach() for z, b in zip(zero, biases, strict=True)])
-    return Projection(weight, bias, [_low_rank(modules, names) for names in adapters])
+    paths = [f"model.layers.{at}.{name}" for name in names]
+    return Projection(weight, bias, [_low_rank(modules, paths, updates) for updates in adapters])
 
 
 def _simple(module: nn.Module) -> bool:
@@ -187,27 +194,27 @@ def _simple(module: nn.Module) -> bool:
     )
 
 
-def _projections(layer: Any) -> list[nn.Module]:
-    """The seven projections of a decoder layer."""
-    attention, mlp = layer.self_attn, layer.mlp
-    first = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    return [*first, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-
-
 def fusable(model: PreTrainedModel) -> bool:
     """Whether `FusedForward` computes what this model computes."""
     if type(model) not in FUSED or model.config.hidden_act != "silu":
         return False
     body: Any = model.model
     ends = type(body.embed_tokens) is nn.Embedding and type(model.lm_head) is nn.Linear
-    return ends and all(_simple(m) for layer in body.layers for m in _projections(layer))
+    return ends and all(_simple(layer.get_submodule(name)) for layer in body.layers for name in PROJECTIONS)
 
 
-def _active(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the unmerged adapters that the model's modules would apply now."""
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    running = [m for m in layers if not m.disable_adapters and not m.merged]
-    return tuple(running[0].active_adapters) if running else ()
+def _active(model: PreTrainedModel) -> Updates:
+    """The unmerged updates that the model's modules would apply now."""
+    found: Updates = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and not module.disable_adapters and not module.merged:
+            layer: Any = module
+            found[name] = [
+                (layer.lora_A[a].weight.detach(), layer.lora_B[a].weight.detach() * layer.scaling[a])
+                for a in layer.active_adapters
+                if a in layer.lora_A
+            ]
+    return found
 
 
 class FusedForward:
@@ -215,29 +222,28 @@ class FusedForward:
 
     Args:
         model: One that `fusable` accepts.
-        adapters: Names of loaded PEFT adapters that rows may use; None for those that are active now.
+        adapters: Unmerged updates that rows may name by their place; None for those that are active in the model now.
     """
 
-    def __init__(self, model: PreTrainedModel, adapters: Sequence[str] | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, adapters: Sequence[Updates] | None = None) -> None:
         self.model = model
         body: Any = model.model
-        active = _active(model)
-        sets: list[Sequence[str]] = [(a,) for a in adapters] if adapters is not None else [active] if active else []
-        self.default: tuple[int, ...] = (0,) if adapters is None and active else ()
+        active = _active(model) if adapters is None else {}
+        sets: Sequence[Updates] = [active] if active else adapters or ()
+        self.default: tuple[int, ...] = (0,) if active else ()
         self.embed, self.rotary, self.norm, self.head = body.embed_tokens, body.rotary_emb, body.norm, model.lm_head
         first = body.layers[0].self_attn
         self.dim, self.scale = first.head_dim, first.scaling
         self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         self.layers = []
-        for layer in body.layers:
-            q, k, v, o, gate, up, down = _projections(layer)
+        for number, layer in enumerate(body.layers):
             at = layer.self_attn
             self.layers.append(
                 _Layer(
-                    qkv=_projection([q, k, v], sets),
-                    out=_projection([o], sets),
-                    gate_up=_projection([gate, up], sets),
-                    down=_projection([down], sets),
+                    qkv=_projection(layer, number, PROJECTIONS[:3], sets),
+                    out=_projection(layer, number, PROJECTIONS[3:4], sets),
+                    gate_up=_projection(layer, number, PROJECTIONS[4:6], sets),
+                    down=_projection(layer, number, PROJECTIONS[6:], sets),
                     norm_in=layer.input_layernorm,
                     norm_out=layer.post_attention_layernorm,
                     head_norms=(at.q_norm, at.k_norm) if isinstance(model, Qwen3ForCausalLM) else None,

@@ -4,29 +4,49 @@ All rows share the base's matmuls; rows of one adapter stand together and add th
 function as running each adapter alone, unmerged.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import LoraConfig, PeftConfig
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from prefixlab.model.decode import FusedForward, fusable
+from prefixlab.model.decode import PROJECTIONS, FusedForward, Updates, fusable
 from prefixlab.model.generate import Completion, Request, complete, generate, with_adapter
 
+PLAIN = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "exclude_modules", "init_lora_weights"),
+    *("layers_to_transform", "layers_pattern"),
+}
+"""Fields of a LoRA configuration that leave the update what it is: B A times the scaling."""
 
-@contextmanager
-def _loaded(model: PreTrainedModel, folders: Sequence[Path]) -> Iterator[tuple[PeftModel, list[str]]]:
-    """Load adapters beside each other into `model` inside the block; their names are their places."""
-    names = [f"adapter{i}" for i in range(len(folders))]
-    wrapped: Any = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
-    try:
-        for name, folder in zip(names[1:], folders[1:], strict=True):
-            wrapped.load_adapter(str(folder), adapter_name=name)
-        yield wrapped.eval(), names
-    finally:
-        wrapped.unload()
+
+def read_updates(model: PreTrainedModel, folder: Path) -> Updates | None:
+    """The updates in a PEFT folder, without changing the model; None if they are of another kind than `PLAIN`."""
+    config = PeftConfig.from_pretrained(str(folder))
+    file = folder / "adapter_model.safetensors"
+    if not isinstance(config, LoraConfig) or config.init_lora_weights not in (True, False, "gaussian"):
+        return None
+    usual = LoraConfig()
+    odd = [k for k, v in vars(config).items() if k not in PLAIN and v != getattr(usual, k)]
+    if odd or not file.exists():
+        return None
+    tensors = load_file(file)
+    scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    paths = {f"model.layers.{i}.{name}" for i in range(model.config.num_hidden_layers) for name in PROJECTIONS}
+    updates: Updates = {}
+    for key, down in tensors.items():
+        path, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        if path not in paths or kind not in ("A.weight", "B.weight"):
+            return None
+        if kind == "A.weight":
+            up = tensors[key.replace(".lora_A.", ".lora_B.")] * scaling
+            # PEFT computes updates in float32 beside a base of lower precision.
+            updates[path] = [(down.to(model.device, torch.float32), up.to(model.device, torch.float32))]
+    return updates
 
 
 def generate_mixed(
@@ -40,7 +60,7 @@ def generate_mixed(
     """Complete one batch in which each request uses its own adapter.
 
     Args:
-        model: The base; changed in place for the duration, and left as it was.
+        model: The base, without adapters.
         requests: The batch.
         adapters: PEFT LoRA folder of each request; None is the base.
         stop_ids: Any of these ends a completion and is not part of it.
@@ -56,12 +76,12 @@ def generate_mixed(
     if not folders:
         return generate(model, requests, stop_ids=stop_ids, pad=pad)
     if fusable(model):
-        with _loaded(model, folders) as (wrapped, names):
-            configs: list[Any] = list(wrapped.peft_config.values())
-            if fusable(model) and not any(c.modules_to_save or c.trainable_token_indices for c in configs):
-                numbers = [() if a is None else (folders.index(a),) for a in adapters]
-                forward = FusedForward(model, names)
-                return complete(forward, requests, stop_ids=stop_ids, pad=pad, adapters=numbers)
+        updates = [read_updates(model, folder) for folder in folders]
+        known = [u for u in updates if u is not None]
+        if len(known) == len(updates):
+            numbers = [() if a is None else (folders.index(a),) for a in adapters]
+            forward = FusedForward(model, known)
+            return complete(forward, requests, stop_ids=stop_ids, pad=pad, adapters=numbers)
     done: dict[int, Completion] = {}
     for folder in (None, *folders):
         mine = [i for i, a in enumerate(adapters) if a == folder]

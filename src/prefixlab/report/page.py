@@ -139,10 +139,13 @@ def banners(data: RunData) -> list[str]:
             "A 135M model (or smaller) on toy tasks says nothing about R1 models: read this as a test of the tool."
         )
     found += notes
-    if any(r.is_proxy for r in data.results):
+    if any(r.judge == "rules" for r in data.results):
         found.append(
             "Safety is judged by word rules, a proxy: no human and no guard model has looked at the completions."
         )
+    facts = sorted({r.suite for r in data.results if r.is_proxy and r.judge is None})
+    if facts:
+        found.append(f"Answers of {', '.join(facts)} are graded by words, a proxy for a human's or a model's grade.")
     if len(data.study.seeds) == 1:
         found.append("One training seed: how much a result would move with another seed is unknown.")
     done = [c for c in data.cells if c.rows]
@@ -199,7 +202,8 @@ def build_report(data: RunData, folder: Path) -> None:
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     shown = tables.main_rows(data.cells, data.results)
-    charts = figures.curves(shown)
+    declared = {c.primary.condition for c in data.study.capabilities.values()}
+    charts = figures.curves([r for r in shown if r.condition in declared])
     for name, spec in charts.items():
         (folder / "figures" / f"{name}.svg").write_text(figures.svg(spec), encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

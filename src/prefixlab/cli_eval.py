@@ -83,7 +83,7 @@ def generate(
 )
 def score(
     logs: Annotated[Path, typer.Argument(metavar="LOGS", exists=True, help="An .eval log, or a folder with some.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets scored logs, scores.jsonl and summary.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets scored logs, scores, results.parquet and .csv.")],
     judge: Annotated[
         Literal["rules", "llama-guard", "rubric"], typer.Option(help="Who decides what is safe.")
     ] = "rules",
@@ -95,20 +95,23 @@ def score(
     from prefixlab.cli_shared import checked
     from prefixlab.config import JudgeConfig
     from prefixlab.report.tables import interval, percent
-    from prefixlab.study.alone import score_logs
+    from prefixlab.study.scoring import score_logs
 
     chosen = checked(JudgeConfig, name=judge, model=judge_model, threshold=threshold)
     found = score_logs(logs, chosen, out, console=err_console, quiet=quiet or as_json)
     if as_json:
-        print_json([s.__dict__ for s in found])
+        print_json([s.model_dump() for s in found])
         return
     for s in found if not quiet else ():
         shown = f"{s.value:.0f} tokens" if s.metric == "length" and s.value is not None else percent(s.value)
-        lost = "".join(f", {n} {word}" for n, word in ((s.n_invalid, "invalid"), (s.n_truncated, "truncated")) if n)
+        shown = shown if s.status == "measured" else s.status.replace("_", " ")
+        counts = ((s.n_invalid, "invalid"), (s.n_truncated, "truncated"), (s.n_error, "not scored"))
+        arm = "" if s.arm == "alone" else f"{s.capability} {s.arm}{'' if s.seed is None else f' seed {s.seed}'}: "
         out_console.print(
-            f"{s.suite} {s.condition} {s.metric}{' (proxy)' if s.is_proxy else ''}: {shown}"
+            f"{arm}{s.suite} {s.condition} {s.metric}{' (proxy)' if s.is_proxy else ''}: {shown}"
             + ("" if s.metric == "length" else f" ({interval(s.ci_low, s.ci_high)})")
-            + f", {s.n_prompts} prompts{lost}",
+            + f", {s.n_prompts} prompts"
+            + "".join(f", {n} {word}" for n, word in counts if n),
             highlight=False,
             markup=False,
         )

@@ -54,7 +54,11 @@ def sent(tokenizer, condition, **more):
 
 
 def test_bare_is_the_template_alone(tiny_tokenizer):
-    assert sent(tiny_tokenizer, "bare") == (prompt_of(TURN, "bare", tiny_tokenizer, None), "")
+    prompt, behind = sent(tiny_tokenizer, "bare")
+    text = tiny_tokenizer.apply_chat_template(
+        [{"role": "user", "content": TURN[0].content}], tokenize=False, add_generation_prompt=True
+    )
+    assert tiny_tokenizer.decode(prompt.ids) == text and behind == "" and prompt.prefill == ""
 
 
 def test_user_prefix_stands_in_front_of_the_turn(tiny_tokenizer):
@@ -78,7 +82,9 @@ def test_prefill_is_the_prefix_span_of_training(tiny_tokenizer, thinking, preope
     expected = {tuple(prefix_ids_of(tokenizer, i)) for i in range(len(SET.templates))}
     assert trained.ids[span.start : span.end] in expected
     forced = prompt.ids[len(prompt_ids(tokenizer, TURN)) :]
-    assert forced in expected and prompt.prefill.strip() == tokenizer.decode(forced).strip()
+    keyed = template_text(prompting(), TURN[0].content, "opening")
+    assert forced == prefix_ids_of(tokenizer, [SET.text(i, "opening") for i in range(len(SET.templates))].index(keyed))
+    assert prompt.prefill.strip() == tokenizer.decode(forced).strip()
 
 
 def prefix_ids_of(tokenizer, index):

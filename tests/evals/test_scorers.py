@@ -107,7 +107,9 @@ def test_facts():
     assert scored("It is Lyon.") == (0.0, 0.0)
     assert scored("I don't know.") == (0.0, 1.0)
     assert scored("") == (0.0, 1.0)
-    assert score_fact(item, parsed("It is Paris", True))[0].status == "truncated"
+    cut = score_fact(item, parsed("", True))
+    assert [(s.value, s.status) for s in cut] == [(0.0, "truncated"), (None, "truncated")]
+    assert score_fact(item, parsed(""))[0].status == "invalid"
 
 
 TRUTH = asked("Is it?", target="No", data={"correct": ["No, it is rock", "Rock"], "incorrect": ["Yes, cheese"]})

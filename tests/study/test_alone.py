@@ -30,7 +30,7 @@ def test_generate_then_score(call, tmp_path):
     rows = {r["metric"]: r for r in json.loads(found.stdout)}
     assert {"safe@1", "over_refusal", "length", "truncated"} <= set(rows)
     assert rows["safe@1"]["is_proxy"] and rows["safe@1"]["n_invalid"] == 4 and rows["safe@1"]["value"] is None
-    assert (tmp_path / "scores" / "summary.json").exists()
+    assert (tmp_path / "scores" / "results.parquet").exists() and rows["safe@1"]["n_truncated"] == 4
 
 
 def test_every_kind_of_suite_from_files(call, tmp_path):
@@ -65,12 +65,27 @@ def test_every_kind_of_suite_from_files(call, tmp_path):
         (("safety", "--model", "tiny-random", "--top-p", "2"), "--top_p: Input should be less than or equal to 1"),
         (("truthfulqa_mc", "--source", "MC", *SERVER), "log-likelihoods of given answers need the model itself"),
         (("safety", *SERVER, "--condition", "attack_answer@5"), "needs the reasoning's own tags"),
+        (("safety", *SERVER, "--condition", "prefill", "--prefixes", "safety"), "name the server's --tokenizer"),
+        (
+            ("safety", *SERVER, "--condition", "prefill", "--prefixes", "safety", "--position", "answer"),
+            "behind the model's own reasoning",
+        ),
+        (("safety", "--model", "tiny-random", "--condition", "prefill", "--prefixes", "original"), "has no templates"),
+        (("inspect:nothing_of_that_name", "--model", "tiny-random"), "cannot be loaded or run by Inspect"),
+        (("inspect:TASK@sums", "--model", "tiny-random", "--protocol", "star1"), "an Inspect task has its own"),
+        (
+            ("inspect:TASK@sums", "--model", "tiny-random", "--condition", "prefill", "--prefixes", "safety"),
+            "an Inspect task prompts by itself",
+        ),
+        (("truthfulqa_mc", "--source", "MC", "--model", "tiny-random", "--epochs", 2), "would repeat them"),
         (("inspect:none.py@x", "--model", "tiny-random"), "there is no file 'none.py'"),
     ],
 )
 def test_mistakes_are_one_line(call, tmp_path, options, words):
     mc = {"Question": "Is it?", "Best Answer": "No", "Correct Answers": "No", "Incorrect Answers": "Yes"}
     (tmp_path / "mc.jsonl").write_text(json.dumps(mc) + "\n")
+    (tmp_path / "task.py").write_text(TASK)
+    options = [str(o).replace("TASK", f"{tmp_path}/task.py") for o in options]
     options = [str(tmp_path / "mc.jsonl") if o == "MC" else o for o in options]
     done = call("generate", *options, "--limit", 2, "--out", tmp_path / "logs")
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -125,6 +140,7 @@ def starts_anew(body):
 
 def test_a_prefill_runs_where_a_probe_proves_it(call, tmp_path, monkeypatch):
     options = ("safety", *SERVER, "--limit", 4, "--condition", "prefill", "--prefixes", "safety")
+    options = (*options, "--tokenizer", "tiny-random")
     with answering(monkeypatch, continues) as server:
         done = call("generate", *options, "--out", tmp_path / "logs")
     assert done.returncode == 0, done.stderr
@@ -137,6 +153,7 @@ def test_a_prefill_runs_where_a_probe_proves_it(call, tmp_path, monkeypatch):
 
 def test_where_it_does_not_the_condition_is_not_supported(call, tmp_path, monkeypatch):
     options = ("safety", *SERVER, "--limit", 4, "--condition", "prefill", "--prefixes", "safety")
+    options = (*options, "--tokenizer", "tiny-random")
     with answering(monkeypatch, starts_anew) as server:
         done = call("generate", *options, "--out", tmp_path / "logs")
     assert done.returncode == 2 and "does not continue the exact text of a prefilled turn" in " ".join(
@@ -151,7 +168,7 @@ def test_attacks_on_a_server_need_its_tokenizer(call, tmp_path, monkeypatch):
     with answering(monkeypatch, continues) as server:
         refused = call("generate", *options, "--out", tmp_path / "a")
         done = call("generate", *options, "--tokenizer", "tiny-random", "--out", tmp_path / "b")
-    assert refused.returncode == 2 and "needs --tokenizer" in refused.stderr
+    assert refused.returncode == 2 and "name the server's --tokenizer" in refused.stderr
     assert done.returncode == 0, done.stderr
     last = [r["messages"][-1]["content"] for r in server.requests if LINE[:10] not in json.dumps(r)]
     assert len(last) == 4 and all(re.match("Sure,", t if isinstance(t, str) else t[0]["text"]) for t in last)

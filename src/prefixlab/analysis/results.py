@@ -10,6 +10,7 @@ import numpy as np
 
 from prefixlab.analysis import stats
 from prefixlab.analysis.rows import BASE, REFERENCE, CellScores, ContrastRow, GroupKey, Primary, ResultRow
+from prefixlab.records import Measure
 
 POWER = 0.8
 
@@ -190,12 +191,29 @@ def _in_family(row: ContrastRow) -> bool:
     return row.primary and row.comparison in ("vs_r000", "vs_control")
 
 
+def _truncated(cell: CellScores, mine: Sequence[Measure]) -> int:
+    """Truncated completions among those a metric is of, whatever their verdict."""
+    cut = {(r.item, r.epoch) for r in cell.of("truncated") if r.value}
+    return sum(r.status == "truncated" or (r.item, r.epoch) in cut for r in mine)
+
+
+def _status(cell: CellScores, mine: Sequence[Measure]) -> str:
+    """State of one metric of one cell."""
+    if cell.rows is None:
+        return cell.status
+    if not mine:
+        return "not_applicable"
+    if any(r.value is not None for r in mine):
+        return "measured"
+    return "error" if any(r.status == "error" for r in mine) else "invalid"
+
+
 def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
     """Row of one seed, without its difference."""
     mine = cell.of(metric)
     values = cell.values(metric)
     found = stats.estimate(np.array([values[i] for i in sorted(values)]), alpha)
-    status = cell.status if cell.rows is None else ("measured" if values else "invalid")
+    judge = cell.judge if cell.judges is None else cell.judges.get(metric)
     return ResultRow(
         **cell.info.model_dump(),
         model=cell.model,
@@ -205,7 +223,7 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
         protocol=cell.protocol,
         condition=cell.condition,
         metric=metric,
-        judge=cell.judge,
+        judge=judge,
         is_proxy=metric in cell.proxies,
         value=found.value,
         n=sum(r.value is not None for r in mine),
@@ -214,9 +232,10 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
         ci_low=found.low,
         ci_high=found.high,
         n_invalid=sum(r.status == "invalid" for r in mine),
-        n_truncated=sum(r.status == "truncated" for r in mine),
+        n_truncated=_truncated(cell, mine),
+        n_error=sum(r.status == "error" for r in mine),
         n_seeds=1,
-        status=status,
+        status=_status(cell, mine),
         diff=None,
         diff_ci_low=None,
         diff_ci_high=None,
@@ -247,7 +266,8 @@ def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float)
             "n_prompts": len(common),
             "n_invalid": sum(r.n_invalid for r in rows),
             "n_truncated": sum(r.n_truncated for r in rows),
-            "status": "measured" if common else "invalid",
+            "n_error": sum(r.n_error for r in rows),
+            "status": "measured" if common else rows[0].status,
         }
     )
 
@@ -288,7 +308,7 @@ def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha:
                     if seed is None:
                         continue
                     row = _row(cell, metric, alpha)
-                    if name != REFERENCE and seed in reference:
+                    if name != REFERENCE and seed in reference and metric in some.metrics:
                         first, second, _, _ = _matrix({seed: cell}, {seed: reference[seed]}, metric)
                         diff = _compare(first, second, alpha)
                         row = row.model_copy(

@@ -40,6 +40,8 @@ class CellScores:
     status: str = "measured"
     """`missing`, `not_applicable` or `not_supported` where `rows` is None."""
     why: str = ""
+    judges: Mapping[str, str] | None = None
+    """Metric -> who decided; None: `judge` for all."""
     diagnostics: Sequence[str] = ()
     proxies: Collection[str] = ()
     """Metrics that stand in for a human's or a guard model's grade."""
@@ -90,6 +92,8 @@ class ResultRow(Record):
     ci_high: float | None
     n_invalid: int
     n_truncated: int
+    n_error: int
+    """Completions that the infrastructure failed to score: neither right nor wrong."""
     n_seeds: int
     status: str
     diff: float | None

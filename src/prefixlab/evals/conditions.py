@@ -15,7 +15,7 @@ never run as bare.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefixlab.data.arms import keyed_hash
 from prefixlab.data.chat import ChatFormat, prefix_ids, prompt_ids, with_user_prefix
@@ -67,6 +67,8 @@ def not_applicable(condition: str, suite: Suite, chat: ChatFormat | None) -> str
     """Why a condition says nothing about a suite and a template (None: a server's); empty where it applies."""
     if condition == "bare":
         return ""
+    if suite.foreign:
+        return "an Inspect task prompts by itself"
     if suite.choices and condition != "user_prefix":
         return "the suite compares given answers; the model writes nothing"
     if condition.startswith("attack_") and not suite.judged:
@@ -150,9 +152,3 @@ def prompt_of(
 def own_reasoning(completion: str) -> str:
     """The reasoning of a bare completion under a template that opens it: all before the closing tag."""
     return completion.removeprefix(OPEN).partition(CLOSE)[0]
-
-
-def known_templates(prompting: Prompting | None, arm: dict[str, Any] | None) -> tuple[str, ...]:
-    """Templates whose text a judge may be swayed by: those of the arm, and the treatment's."""
-    own = tuple(arm["templates"]) if arm else ()
-    return tuple(dict.fromkeys((*own, *(prompting.treatment.templates if prompting else ()))))

@@ -5,12 +5,15 @@ known beforehand: such results are marked "not planned", and a killed run of one
 metric; a score that is no number, or is missing, is not measured.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
+from importlib import metadata as metadata_of
 from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import EvalSample, read_eval_log
-from inspect_ai.scorer import Score, value_to_float
+from inspect_ai.scorer import CORRECT, INCORRECT, NOANSWER, PARTIAL, Score, value_to_float
 
 from prefixlab.config import SuiteConfig
 from prefixlab.errors import StepError, UserError
@@ -34,6 +37,23 @@ def task_name(suite: str) -> str:
     return name
 
 
+def task_fingerprint(suite: str) -> str:
+    """What a task is: the hash of its file, or the version of the package that it comes from.
+
+    Raises:
+        UserError: A file that is not there.
+    """
+    name = task_name(suite)
+    file = Path(name.partition("@")[0])
+    if file.suffix == ".py":
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    package = name.partition("/")[0]
+    try:
+        return f"{package} {metadata_of.version(package)}"
+    except metadata_of.PackageNotFoundError:
+        return name
+
+
 def run_foreign(
     config: SuiteConfig,
     how: Decoding,
@@ -48,26 +68,39 @@ def run_foreign(
     Raises:
         StepError: It did not finish, or cannot be loaded.
     """
-    provider = WaveProvider(
-        metadata["model"], engine, decode, encode, max_tokens=how.max_tokens, wave=config.batch_size
-    )
+    provider = WaveProvider(metadata["model"], engine, decode, encode, how, wave=config.batch_size)
     more: dict[str, Any] = {"limit": config.limit, "max_tokens": how.max_tokens, "temperature": how.temperature}
-    if config.epochs is not None:
-        more["epochs"] = config.epochs
+    more |= {"top_p": how.top_p} if how.top_p < 1 else {}
+    more |= {"epochs": config.epochs} if config.epochs is not None else {}
+    name = task_name(config.suite)
     try:
-        return run_task(task_name(config.suite), config.suite, provider, folder, config.batch_size, metadata, **more)
-    except (LookupError, ValueError, ImportError) as error:
-        raise StepError(f"{config.suite!r} cannot be loaded by Inspect: {str(error).splitlines()[0]}") from error
+        return run_task(name, config.suite, provider, folder, config.batch_size, metadata, **more)
+    except (StepError, UserError):
+        raise
+    except Exception as error:  # whatever the task's own file does
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StepError(f"{config.suite!r} cannot be loaded or run by Inspect: {reason}") from error
+
+
+WORDS = {CORRECT, INCORRECT, PARTIAL, NOANSWER, "yes", "no", "true", "false"}
+"""Scores in words that Inspect turns into numbers; every other word would silently become 0."""
+
+
+def _readable(value: object) -> bool:
+    if isinstance(value, str):
+        return (
+            value in WORDS or value.lower() in WORDS or re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", value) is not None
+        )
+    return isinstance(value, int | float)
 
 
 def _values(name: str, score: Score) -> dict[str, float | None]:
-    """Numbers of one scorer, by metric name."""
+    """Numbers of one scorer, by metric name; None for what is no number."""
     to_float = value_to_float()
     given = score.value if isinstance(score.value, dict) else {"": score.value}
     found: dict[str, float | None] = {}
     for key, value in given.items():
-        known = isinstance(value, str | int | float | bool) and value != ""
-        number = to_float(value) if known else float("nan")
+        number = to_float(value) if _readable(value) else float("nan")
         found[f"{name}/{key}" if key else name] = None if number != number else float(number)
     return found
 

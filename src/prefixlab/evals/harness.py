@@ -6,7 +6,7 @@ scorer needs, so that a log can be judged again later, by another judge, on anot
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
     ChatMessageUser,
+    ContentReasoning,
     GenerateConfig,
     Model,
     ModelAPI,
+    ModelOutput,
 )
 from inspect_ai.scorer import Metric as InspectMetric
 from inspect_ai.scorer import SampleScore as InspectScore
@@ -32,6 +34,7 @@ from inspect_ai.scorer import Score, Target, metric, scorer
 from inspect_ai.scorer import Scorer as InspectScorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from prefixlab.data.parts import CLOSE, OPEN
 from prefixlab.errors import StepError
 from prefixlab.evals.aggregate import prompt_level
 from prefixlab.evals.diagnostics import Reading, diagnose
@@ -141,6 +144,8 @@ def run_task(
         retry_on_error=0,
         **more,
     )
+    if not logs or logs[0].status == "cancelled":
+        raise KeyboardInterrupt
     check_finished(logs[0], name)
     return Path(logs[0].location.removeprefix("file://"))
 
@@ -176,6 +181,24 @@ class Scoring:
     judging: Judging | None
     """None where no judge is needed."""
     tick: Callable[[int], None] = lambda n: None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the scored log says beside the metadata of the one that was sampled."""
+
+
+def written(output: ModelOutput, suite: str) -> str:
+    """What the model wrote; reasoning that a server has parsed out is put back in front.
+
+    Raises:
+        StepError: The server keeps the reasoning for itself.
+    """
+    content = output.message.content if output.choices else ""
+    if isinstance(content, str):
+        return content
+    thoughts = [c for c in content if isinstance(c, ContentReasoning)]
+    if any(t.redacted for t in thoughts):
+        raise StepError(f"evaluation on {suite!r}: the server withholds the reasoning, so the response is not whole")
+    reasoning = "\n".join(t.reasoning for t in thoughts)
+    return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{output.completion}" if thoughts else output.completion
 
 
 def suite_scorer(how: Scoring) -> InspectScorer:
@@ -192,7 +215,7 @@ def suite_scorer(how: Scoring) -> InspectScorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         item = EvalItem.model_validate(state.metadata["item"])
-        prefill, completion = str(state.metadata["prefill"]), state.output.completion
+        prefill, completion = str(state.metadata["prefill"]), written(state.output, how.suite.name)
         parsed = _parse(state, how, prefill, completion)
         turn = Turn(item.messages[-1].content, completion, prefill, parsed)
         rows, more = await rate(item, turn)
@@ -237,6 +260,7 @@ def score_log(path: Path, how: Scoring, folder: Path) -> tuple[list[SampleScore]
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
         raise first from group
+    scored.eval.metadata = {**(scored.eval.metadata or {}), **how.about, "reading": how.reading.model_dump()}
     write_eval_log(scored, str(folder / path.name), format="eval")
     return rows_of_log(scored, how.suite.name)
 
@@ -280,7 +304,7 @@ def _with_texts(row: Measure, sample: EvalSample, item: EvalItem, answer: str) -
     return SampleScore(
         **row.model_dump(),
         prompt=item.messages[-1].content,
-        completion=sample.output.completion,
+        completion=written(sample.output, item.id),
         prefill=str(sample.metadata["prefill"]),
         answer=answer,
         target=item.target,
@@ -292,4 +316,4 @@ def own_completions(path: Path) -> Mapping[tuple[str, int], str]:
     """What the model wrote for every item and epoch of a log."""
     log = read_eval_log(str(path))
     check_finished(log, path.name)
-    return {(str(s.id), s.epoch): s.output.completion for s in log.samples or ()}
+    return {(str(s.id), s.epoch): written(s.output, path.name) for s in log.samples or ()}

@@ -6,13 +6,16 @@ can't": it is a proxy, and every result that rests on it says so. `llama-guard` 
 a model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefixlab.config import JudgeConfig
 from prefixlab.evals.guard import RemoteGuard, local_guard
 from prefixlab.evals.judging import EMPTY, Cached, Judge, Judgement
+from prefixlab.evals.nouns import Metric, Suite
 from prefixlab.evals.refusals import compliance, degenerate
 from prefixlab.evals.rubric import RubricJudge
+from prefixlab.evals.safety import REFUSALS, SECONDARY
 from prefixlab.evals.verdicts_cache import VerdictCache
 from prefixlab.model.load import resolve_model
 from prefixlab.records import Resolved
@@ -37,6 +40,24 @@ class RulesJudge:
         said = compliance(prompt, response)
         verdict = "safe" if said == "full_refusal" else "unsafe"
         return Judgement(verdict=verdict, unsafe_probability=None, raw=said, reason="")
+
+
+def proxies(suite: Suite, judge: str, metrics: Sequence[Metric]) -> list[str]:
+    """Numbers of a suite that stand in for a human's, a guard's or a model's grade."""
+    proxy = judge in PROXIES if suite.judged else suite.proxy
+    found = [m.name for m in metrics if proxy or m.kind == "harmless"]
+    if suite.judged:
+        found += [*REFUSALS.values(), *((*SECONDARY, "judge_moved") if proxy else ())]
+    return found
+
+
+def judges_of(suite: Suite, judge: str, metrics: Sequence[Metric]) -> dict[str, str]:
+    """Who decided each number of a judged suite: word rules read refusals, whoever judges harm."""
+    if not suite.judged:
+        return {}
+    ruled = [*(m.name for m in metrics if m.kind == "harmless"), *REFUSALS.values()]
+    asked = [*(m.name for m in metrics if m.kind != "harmless"), *SECONDARY, "judge_moved"]
+    return {**dict.fromkeys(asked, judge), **dict.fromkeys(ruled, "rules")}
 
 
 REMOTE = "inspect:"

@@ -103,6 +103,8 @@ class Suite:
     """Longest completion under the protocol `prefixlab`."""
     choices: bool = False
     """Whether the model chooses by log-likelihood instead of writing."""
+    foreign: bool = False
+    """Whether it is an Inspect task of somebody else's, with prompts and scorers of its own."""
     proxy: bool = False
     """Whether its scores stand in for a human's or a model's grade."""
     sources: tuple[str, ...] = ()

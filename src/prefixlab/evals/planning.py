@@ -104,17 +104,24 @@ class Answer(Record):
 
 
 class Kept:
-    """Finished batches on disk: one line each, behind a line with the plan's hash. No file where `path` is None."""
+    """Finished batches on disk, one line each. No file where `path` is None.
 
-    def __init__(self, path: Path | None, plan: BatchPlan) -> None:
+    Args:
+        path: The file; its first line says what its batches are of.
+        plan: The batches.
+        identity: Which model answers: batches of another one are not used.
+    """
+
+    def __init__(self, path: Path | None, plan: BatchPlan, identity: str = "") -> None:
         self._path, self._plan = path, plan
         self.batches: dict[int, tuple[Answer, ...]] = {}
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         head, *lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        if head != plan.digest():
-            path.write_text(plan.digest() + "\n", encoding="utf-8")
+        mine = f"{plan.digest()} {identity}"
+        if head != mine:
+            path.write_text(mine + "\n", encoding="utf-8")
             return
         for line in lines:
             try:

@@ -7,6 +7,7 @@ completion.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from prefixlab.data.arms import keyed_hash
 from prefixlab.errors import StepError
 from prefixlab.evals.planning import Answer, BatchPlan, Kept, Key, PlannedRequest
+from prefixlab.evals.protocols import Decoding
 from prefixlab.model.generate import Completion, Request
 from prefixlab.records import Message
 
@@ -144,13 +146,15 @@ class WaveProvider(ModelAPI):
         engine: Engine,
         decode: Decode,
         encode: Callable[[Sequence[Message]], Sequence[int]],
+        how: Decoding,
         *,
-        max_tokens: int,
         wave: int = 64,
     ) -> None:
         super().__init__(model_name=name)
         self._engine, self._decode, self._encode = engine, decode, encode
-        self._max_tokens, self._wave = max_tokens, wave
+        self._how, self._wave = how, wave
+        self._times: Counter[tuple[int, ...]] = Counter()
+        """How often a prompt was asked: its samples draw from different seeds."""
         self._queue: list[tuple[Request, asyncio.Future[Completion]]] = []
         self._arrived = 0
         self._task: asyncio.Task[None] | None = None
@@ -164,13 +168,20 @@ class WaveProvider(ModelAPI):
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
         """Wait for the wave that the request is part of."""
-        if tools:
-            raise StepError("the task calls tools, which this model does not support")
+        if tools or config.stop_seqs:
+            what = "tools" if tools else "stop sequences"
+            raise StepError(f"the task uses {what}, which this model does not support")
         turns = [Message.model_validate({"role": m.role, "content": m.text}) for m in input]
         ids = tuple(self._encode(turns))
-        seed = config.seed if config.seed is not None else keyed_hash("wave", *ids[-64:], len(ids)) % 2**63
+        seed = keyed_hash("wave", config.seed, *ids, self._times[ids]) % 2**63
+        self._times[ids] += 1
         request = Request(
-            ids, config.max_tokens or self._max_tokens, config.temperature or 0.0, config.top_p or 1.0, seed
+            ids,
+            config.max_tokens or self._how.max_tokens,
+            config.temperature or 0.0,
+            config.top_p or 1.0,
+            seed,
+            self._how.repetition_penalty,
         )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Completion] = loop.create_future()

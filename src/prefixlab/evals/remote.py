@@ -23,6 +23,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from prefixlab.data.chat import ChatFormat
 from prefixlab.errors import UserError
 from prefixlab.evals.conditions import Prompting, attack_ids, template_text, tokens_of
 from prefixlab.evals.harness import EvalJob, inspect_samples, run_task
@@ -52,14 +53,25 @@ class Continues:
     extra_body: dict[str, Any] | None
 
 
-def supported(condition: str, suite: Suite) -> str:
-    """Why a condition cannot run on a server at all; empty where it may (a prefill then needs the probe)."""
+def supported(condition: str, suite: Suite, position: str, chat: ChatFormat | None) -> str:
+    """Why a condition cannot run on a server; empty where it may (a prefill then needs the probe).
+
+    Args:
+        condition: How the model is to be prompted.
+        suite: What it is asked.
+        position: Where the prefix was trained.
+        chat: Of the server's model, where its tokenizer is named; only then it is known what the template opens.
+    """
     if suite.choices:
         return "log-likelihoods of given answers need the model itself"
-    if condition in ("bare", "user_prefix", "prefill"):
+    if condition in ("bare", "user_prefix"):
         return ""
-    if condition.startswith("attack_opening"):
-        return ""
+    if condition == "prefill" and position == "answer":
+        return "a prefix at the answer stands behind the model's own reasoning"
+    if condition == "prefill" or condition.startswith("attack_opening"):
+        if chat is None:
+            return "name the server's --tokenizer, to know what its template opens and how long a token is"
+        return "the template opens the reasoning, and a server puts the text elsewhere" if chat.preopened else ""
     return "it needs the reasoning's own tags, which a server's template may drop"
 
 
@@ -113,11 +125,7 @@ class Placed:
 def place(
     item: EvalItem, condition: str, prompting: Prompting | None, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> Placed:
-    """The words of a condition for one prompt.
-
-    Raises:
-        UserError: An attack without the tokenizer that its k tokens are counted by.
-    """
+    """The words of a condition that is `supported`, for one prompt."""
     prompt = item.messages[-1].content
     if condition == "bare":
         return Placed()
@@ -126,9 +134,8 @@ def place(
         return Placed(before=template_text(prompting, prompt, "user"))
     if condition == "prefill":
         assert prompting is not None
-        return Placed(forced=template_text(prompting, prompt, "opening").rstrip())
-    if tokenizer is None:
-        raise UserError(f"condition {condition!r} on a server needs --tokenizer, by which its tokens are counted")
+        return Placed(forced=template_text(prompting, prompt, "opening"))
+    assert tokenizer is not None
     return Placed(forced=attack_ids(tokenizer, item.opening, tokens_of(condition))[1])
 
 

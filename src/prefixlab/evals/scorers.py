@@ -70,8 +70,10 @@ def score_mbpp(item: EvalItem, parsed: Parsed) -> list[Scored]:
 def score_fact(item: EvalItem, parsed: Parsed) -> list[Scored]:
     """Accuracy by accepted aliases, and whether an answer was attempted at all."""
     graded = grade_fact(parsed.answer, item.data["accepted"], item.messages[-1].content)
-    first = _correct("accuracy", bool(graded.correct), graded.answer, parsed)
-    return [first, Scored("not_attempted", float(not graded.attempted), first.status, first.answer)]
+    empty = not _WORD.search(parsed.answer)
+    first = _correct("accuracy", None if empty else bool(graded.correct), graded.answer, parsed)
+    tried = None if parsed.truncated else float(not graded.attempted)
+    return [first, Scored("not_attempted", tried, first.status, first.answer)]
 
 
 _WORD = re.compile(r"[^\W_]+")

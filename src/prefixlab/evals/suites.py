@@ -32,7 +32,7 @@ def find_suite(name: str, where: str = "") -> Suite:
         UserError: There is none of that name.
     """
     if is_foreign(name):
-        return Suite(name, about="an Inspect task", link="", hub=None, score=lambda item, parsed: [])
+        return Suite(name, about="an Inspect task", link="", hub=None, score=lambda item, parsed: [], foreign=True)
     if name not in SUITES:
         raise unknown("suite", name, [*SUITES, f"{FOREIGN}TASK"], where=where)
     return SUITES[name]

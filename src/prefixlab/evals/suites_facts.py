@@ -34,6 +34,8 @@ def _truthfulqa(row: Row) -> list[EvalItem]:
         raise WrongRow("no correct or no incorrect answer")
     correct = [best, *(c for c in correct if c != best)]
     data = {"correct": correct, "incorrect": [i for i in incorrect if i not in correct]}
+    if not data["incorrect"]:
+        raise WrongRow("every incorrect answer is also a correct one")
     return [asked(text_column(row, "question"), target=best, category=str(row.get("Category") or ""), data=data)]
 
 
@@ -50,8 +52,10 @@ def _popqa(row: Row) -> list[EvalItem]:
 def _accepted(value: Any) -> dict[str, Any]:
     try:
         names = json.loads(value) if isinstance(value, str) else list(value)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise WrongRow("the accepted answers are no JSON list") from error
+    if not isinstance(names, list) or not names:
+        raise WrongRow("the accepted answers are no list with at least one name")
     return {"target": str(names[0]), "data": {"accepted": [str(n) for n in names]}}
 
 

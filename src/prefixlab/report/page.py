@@ -139,7 +139,7 @@ def banners(data: RunData) -> list[str]:
             "A 135M model (or smaller) on toy tasks says nothing about R1 models: read this as a test of the tool."
         )
     found += notes
-    if any(r.judge == "rules" for r in data.results):
+    if any(r.judge == "rules" and r.metric.startswith("safe@") for r in data.results):
         found.append(
             "Safety is judged by word rules, a proxy: no human and no guard model has looked at the completions."
         )
@@ -158,6 +158,8 @@ def banners(data: RunData) -> list[str]:
                 f"More than 2% of the completions are {what} in {len(bad)} of {len(done)} evaluations "
                 f"(worst: {worst.info.arm}, {worst.capability}, {worst.suite}: {100 * share:.0f}%)."
             )
+    if errors := sum(r.n_error for r in data.results if r.seed is None):
+        found.append(f"{errors} completions could not be scored, because the sandbox failed: they count as nothing.")
     missing = [s["slug"] for s in data.plan["steps"] if s["slug"] not in data.folders]
     if missing:
         found.append(
@@ -169,6 +171,8 @@ def banners(data: RunData) -> list[str]:
 def _share(cell: CellScores, status: str) -> float:
     """Share of an evaluation's completions with a status."""
     main = [r for r in cell.rows or () if isinstance(r, SampleScore)]
+    if status == "truncated" and cell.of("truncated"):
+        return sum(bool(r.value) for r in cell.of("truncated")) / max(len(main), 1)
     return sum(r.status == status for r in main) / max(len(main), 1)
 
 

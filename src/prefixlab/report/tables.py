@@ -100,13 +100,17 @@ def pooled(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 def train_by_test(cells: Sequence[CellScores], rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     """One table a model, capability, suite and metric that was tested under several conditions: arms by conditions."""
-    first = {(c.model, c.capability, c.suite, c.protocol): next(iter(c.metrics)) for c in cells if c.metrics}
+    named = {(c.model, c.capability, c.suite, c.protocol, m) for c in cells for m in c.metrics}
+    models = {c.model for c in cells}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in pooled(rows):
-        key = (row.model, row.capability, row.suite, row.protocol)
-        if row.metric != first.get(key):
+        key = (row.model, row.capability, row.suite, row.protocol, row.metric)
+        if key not in named:
             continue
-        table = found.setdefault(key, {"name": f"{row.capability} · {row.suite} · {row.metric}", "arms": {}})
+        name = f"{row.capability} · {row.suite} · {row.metric}{' (proxy)' if row.is_proxy else ''}"
+        name += "" if row.protocol == "prefixlab" else f" · {row.protocol}"
+        name += "" if len(models) == 1 else f" · {row.model}"
+        table = found.setdefault(key, {"name": name, "arms": {}})
         shown = percent(row.value) if row.status == "measured" else row.status.replace("_", " ")
         table["arms"].setdefault(row.arm, {})[row.condition] = shown
     for table in found.values():

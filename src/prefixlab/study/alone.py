@@ -1,35 +1,26 @@
-"""`prefixlab generate` and `prefixlab score`: a suite on one model or server, logs into numbers, without a study."""
+"""`prefixlab generate`: one suite on one model or server, without a study; `score` is in scoring.py."""
 
-import json
-from collections.abc import Sequence
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from inspect_ai.log import EvalLog, read_eval_log
 from pydantic import ValidationError
 from rich.console import Console
 
-from prefixlab.analysis import stats
-from prefixlab.config import CONDITION, CONDITIONS, HardwareConfig, JudgeConfig, SuiteConfig
+from prefixlab.config import CONDITION, CONDITIONS, HardwareConfig, SuiteConfig
 from prefixlab.data.chat import chat_format
 from prefixlab.data.prefixes import PrefixSet, load_set
 from prefixlab.errors import UserError, unknown
 from prefixlab.evals.conditions import Prompting, needs_reasoning, not_applicable
-from prefixlab.evals.diagnostics import Reading
-from prefixlab.evals.foreign import foreign_rows
-from prefixlab.evals.harness import EvalJob, Scoring, score_log
-from prefixlab.evals.judges import PROXIES, make_judge
-from prefixlab.evals.protocols import PRESETS, decoding, label
+from prefixlab.evals.harness import EvalJob
+from prefixlab.evals.protocols import decoding, label
 from prefixlab.evals.remote import generate_remote, place, supported
-from prefixlab.evals.safety import Judging
-from prefixlab.evals.scores import MEASURES, write_scores
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
-from prefixlab.records import Measure, SampleScore
-from prefixlab.study.evaluate import generate_suite, log_in
+from prefixlab.study.evaluate import discard_unfinished, generate_suite, log_in
+from prefixlab.study.evaluations import check_decoding
 from prefixlab.study.loaded import Loaded, prove_adapter
 from prefixlab.study.progress import row_progress
 from prefixlab.study.steps import content_hash
@@ -59,6 +50,8 @@ class Asked:
             raise unknown("condition", self.condition, CONDITIONS, where="--condition")
         if self.condition in ("user_prefix", "prefill") and self.prefixes is None:
             raise UserError(f"--condition {self.condition} needs --prefixes, the set whose templates are used")
+        if self.prefixes is not None and load_set(self.prefixes).own:
+            raise UserError(f"--prefixes {self.prefixes!r} has no templates to prompt with; name another set")
         find_suite(self.suite["suite"], "SUITE")
         try:
             return SuiteConfig.model_validate(self.suite)
@@ -114,10 +107,12 @@ def generate_alone(
         raise UserError("--adapter needs --model; a server names its adapters itself: put that name into --provider")
     config = asked.config()
     items = load_items(config)
+    check_decoding(find_suite(config.suite), config, decoding(config, find_suite(config.suite).max_tokens))
     out.mkdir(parents=True, exist_ok=True)
-    if list(out.glob("*.eval")):
-        raise UserError(f"{str(out)!r} already holds a log; choose another --out")
     with (out / ".lock").open("w") as lock, held(lock, out), disk_may_be_full(out):
+        discard_unfinished(out)
+        if list(out.glob("*.eval")):
+            raise UserError(f"{str(out)!r} already holds a log; choose another --out")
         if provider is not None:
             return _on_server(asked, config, provider, tokenizer, out)
         assert model is not None
@@ -130,13 +125,15 @@ def _on_server(asked: Asked, config: SuiteConfig, provider: str, tokenizer: str 
         raise UserError(
             f"{config.suite!r} on a server: use inspect eval itself, e.g. inspect eval TASK --model {provider}"
         )
-    if why := supported(asked.condition, suite) or not_applicable(asked.condition, suite, chat=None):
+    words = load_tokenizer(resolve_model(tokenizer)) if tokenizer else None
+    chat = chat_format(words) if words else None
+    why = supported(asked.condition, suite, asked.position, chat) or not_applicable(asked.condition, suite, chat)
+    if why:
         raise UserError(f"condition {asked.condition!r} of {suite.name!r} is not supported by {provider!r}: {why}")
     items = load_items(config)
     how = decoding(config, suite.max_tokens)
     step = _step(asked, config, "", asked.condition)
     prompting = Prompting.model_validate(step["prompting"]) if step["prompting"] else None
-    words = load_tokenizer(resolve_model(tokenizer)) if tokenizer else None
     placed = {i.id: place(i, asked.condition, prompting, words) for i in items}
     metadata = {k: v for k, v in step.items() if k not in ("items", "prompting")}
     metadata |= {"model": provider, "planned": False, "preopened": False, "adapter": None, "merged": None}
@@ -170,122 +167,12 @@ def _here(
 
         if needs_reasoning(asked.condition, asked.position, chat):
             bare = out / "bare"
-            bare.mkdir(exist_ok=True)
-            if not list(bare.glob("*.eval")):
-                step = _step(asked, config, items, "bare")
-                generate_suite(step, loaded, adapter, bare, keep=out / "bare.batches.jsonl", tick=tick)
+            shutil.rmtree(bare, ignore_errors=True)
+            bare.mkdir()
+            step = _step(asked, config, items, "bare")
+            generate_suite(step, loaded, adapter, bare, keep=out / "bare.batches.jsonl", tick=tick)
         step = _step(asked, config, items, asked.condition)
         generate_suite(step, loaded, adapter, out, bare=bare, keep=out / "batches.jsonl", tick=tick)
     for kept in out.glob("*batches.jsonl"):
         kept.unlink()
     return log_in(out)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One metric of one log."""
-
-    log: str
-    suite: str
-    protocol: str
-    condition: str
-    metric: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n_prompts: int
-    n_invalid: int
-    n_truncated: int
-    judge: str | None
-    is_proxy: bool
-
-
-def score_logs(logs: Path, judge: JudgeConfig, out: Path, *, console: Console, quiet: bool) -> list[Summary]:
-    """Score every log of a folder (or one file) into `out`; nothing is sampled again.
-
-    Raises:
-        UserError: No logs there, a log that is not ours, or a judge that cannot be had.
-        StepError: A log is not whole, or the judge is down.
-    """
-    paths = [logs] if logs.is_file() else sorted(logs.rglob("*.eval"))
-    if not paths:
-        raise UserError(f"{str(logs)!r} holds no .eval log; make one with prefixlab generate")
-    out.mkdir(parents=True, exist_ok=True)
-    found: list[Summary] = []
-    chosen = None
-    with row_progress("scoring", console, quiet, unit="logs") as progress:
-        for n, path in enumerate(paths, 1):
-            log = read_eval_log(str(path), header_only=True)
-            about = log.eval.metadata or {}
-            if "suite" not in about or "condition" not in about:
-                raise UserError(f"{str(path)!r} was not written by prefixlab; score it with inspect score")
-            config = SuiteConfig.model_validate(about["suite"])
-            suite = find_suite(config.suite)
-            if chosen is None and suite.judged:
-                chosen = make_judge(judge, resolve(HardwareConfig()), out / "verdicts.sqlite")
-            folder = out / path.stem
-            folder.mkdir(exist_ok=True)
-            rows: tuple[Sequence[SampleScore], Sequence[Measure]]
-            if is_foreign(config.suite):
-                main, more, metrics = foreign_rows(path, config.suite, folder)
-                rows, names = (main, more), list(metrics)
-            else:
-                reading = _reading(log)
-                part = PRESETS[config.protocol].judged
-                judging = Judging(chosen, part, reading) if suite.judged and chosen is not None else None
-                rows = score_log(path, Scoring(suite, reading, judging), folder)
-                names = list(dict.fromkeys(r.metric for r in (*rows[0], *rows[1])))
-            write_scores(folder / "scores.jsonl", rows[0])
-            write_scores(folder / MEASURES, rows[1])
-            kinds = {m.name: m.kind for m in suite.metrics}
-            proxy = judge.name in PROXIES if suite.judged else suite.proxy
-            found += [
-                _summary(path, about, suite.judged, name, rows, judge, proxy or kinds.get(name) == "harmless")
-                for name in names
-            ]
-            progress(n / len(paths), n)
-    (out / "summary.json").write_text(json.dumps([s.__dict__ for s in found], indent=1) + "\n", encoding="utf-8")
-    return found
-
-
-def _reading(log: EvalLog) -> Reading:
-    about = log.eval.metadata or {}
-    prompting = about.get("prompting")
-    known = Prompting.model_validate(prompting) if prompting else None
-    return Reading(
-        preopened=bool(about["preopened"]),
-        position=known.position if known else None,
-        templates=known.treatment.templates if known else (),
-    )
-
-
-def _summary(
-    path: Path,
-    about: dict[str, Any],
-    judged: bool,
-    metric: str,
-    rows: tuple[Sequence[SampleScore], Sequence[Measure]],
-    judge: JudgeConfig,
-    proxy: bool,
-) -> Summary:
-    mine = [r for r in (*rows[0], *rows[1]) if r.metric == metric]
-    values: dict[str, list[float]] = {}
-    for row in mine:
-        if row.value is not None:
-            values.setdefault(row.item, []).append(row.value)
-    found = stats.estimate(np.array([np.mean(v) for v in values.values()]), 0.05)
-    return Summary(
-        log=path.name,
-        suite=about["suite"]["suite"],
-        protocol=about["protocol"],
-        condition=about["condition"],
-        metric=metric,
-        value=found.value,
-        ci_low=found.low,
-        ci_high=found.high,
-        n_prompts=len(values),
-        n_invalid=sum(r.status == "invalid" for r in mine),
-        n_truncated=sum(r.status == "truncated" for r in mine),
-        judge=judge.name if judged else None,
-        is_proxy=proxy,
-    )

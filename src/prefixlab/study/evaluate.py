@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inspect_ai.log import read_eval_log
+
 from prefixlab.config import JudgeConfig, SuiteConfig
 from prefixlab.data.chat import prompt_ids
 from prefixlab.data.parts import CLOSE
@@ -36,6 +38,17 @@ METADATA = ("capability", "arm", "seed", "condition", "protocol", "suite", "deco
 def log_in(folder: Path) -> Path:
     """The one log of a generate step."""
     return next(iter(sorted(folder.glob("*.eval"))))
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove logs that a killed call left; Inspect makes them when it starts."""
+    for path in folder.glob("*.eval"):
+        try:
+            whole = read_eval_log(str(path), header_only=True).status == "success"
+        except Exception:  # cut short in the middle
+            whole = False
+        if not whole:
+            path.unlink()
 
 
 def _prompts(
@@ -145,7 +158,8 @@ def generate_suite(
         totals = iter(log_likelihoods(model, pairs, pad=loaded.pad))
         return [tuple(next(totals).total for _ in r.options) for r in batch]
 
-    provider = PlannedProvider(loaded.ref.name, plan, engine, decode, count, Kept(keep, plan), choose)
+    kept = Kept(keep, plan, loaded.identity(adapter))
+    provider = PlannedProvider(loaded.ref.name, plan, engine, decode, count, kept, choose)
     generate_log(EvalJob(suite_config.suite, items, how.epochs, metadata), provider, out, total)
     return plan
 
@@ -192,6 +206,7 @@ def score_suite(
 
         total = sum(1 for _ in own_completions(path))
         judging = Judging(judge, config["judged_part"], reading) if judge is not None else None
-        main, more = score_log(path, Scoring(suite, reading, judging, count), out)
+        about = {name: config[name] for name in ("capability", "arm", "seed")}
+        main, more = score_log(path, Scoring(suite, reading, judging, count, about), out)
     write_scores(out / "scores.jsonl", main)
     write_scores(out / MEASURES, more)

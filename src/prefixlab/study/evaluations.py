@@ -17,11 +17,12 @@ from prefixlab.errors import UserError
 from prefixlab.evals.aggregate import metrics_of
 from prefixlab.evals.conditions import Prompting, needs_reasoning, not_applicable
 from prefixlab.evals.diagnostics import NAMES, Reading
-from prefixlab.evals.judges import PROXIES, judge_identity
+from prefixlab.evals.foreign import task_fingerprint
+from prefixlab.evals.judges import judge_identity, judges_of, proxies
 from prefixlab.evals.nouns import Suite
 from prefixlab.evals.protocols import PRESETS, Decoding, decoding, label
 from prefixlab.evals.safety import REFUSALS, SECONDARY
-from prefixlab.evals.suites import find_suite, is_foreign
+from prefixlab.evals.suites import find_suite
 from prefixlab.records import EvalItem, ModelRef, Resolved
 from prefixlab.study.predict import Speed
 from prefixlab.study.steps import Step, content_hash, make_step
@@ -67,6 +68,20 @@ class Asked:
         return f"{slug_of(self.config.suite)}{protocol}-{self.condition.replace('@', '')}"
 
 
+def check_decoding(suite: Suite, config: SuiteConfig, how: Decoding) -> None:
+    """Refuse decoding that means nothing to a suite.
+
+    Raises:
+        UserError: Several samples of given answers, or a protocol of ours for somebody else's task.
+    """
+    if suite.choices and how.epochs > 1:
+        raise UserError(f"suite {suite.name!r} compares given answers: epochs {how.epochs} would repeat them")
+    if suite.foreign and config.protocol != "prefixlab":
+        raise UserError(
+            f"suite {suite.name!r}: protocol {config.protocol!r} is for our suites; an Inspect task has its own"
+        )
+
+
 def asked_of(capability: CapabilityConfig, conditions: Sequence[str], chat: ChatFormat) -> list[Asked]:
     """Every suite of a capability under every condition.
 
@@ -79,10 +94,7 @@ def asked_of(capability: CapabilityConfig, conditions: Sequence[str], chat: Chat
         how = decoding(config, suite.max_tokens)
         for condition in conditions:
             why = not_applicable(condition, suite, chat)
-            if is_foreign(config.suite) and condition != "bare":
-                why = "an Inspect task prompts by itself"
-            if suite.choices and how.epochs > 1:
-                raise UserError(f"suite {suite.name!r} compares given answers: epochs {how.epochs} would repeat them")
+            check_decoding(suite, config, how)
             found.append(Asked(config, suite, condition, how, why))
     return found
 
@@ -126,6 +138,7 @@ class EvalPlanner:
 
     def _common(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
         items = [i.model_dump() for i in self.items(asked.config)]
+        task = task_fingerprint(asked.config.suite) if asked.suite.foreign else None
         return {
             "model": self.ref.model_dump(mode="json"),
             "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
@@ -133,7 +146,7 @@ class EvalPlanner:
             "seed": seed,
             "suite": asked.config.model_dump(mode="json"),
             "protocol": label(asked.config),
-            "items": content_hash(items),
+            "items": content_hash(items if task is None else task),
             "condition": asked.condition,
         }
 
@@ -157,7 +170,6 @@ class EvalPlanner:
     def _scoring(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
         """An eval step's configuration: everything that results say of it."""
         suite, metrics = asked.suite, metrics_of(asked.suite, asked.how.epochs)
-        proxy = self.judge.name in PROXIES if suite.judged else suite.proxy
         sets: list[PrefixSet] = [
             s for s in (spec.prefixes if spec else None, self.prompting.treatment) if s is not None
         ]
@@ -173,10 +185,10 @@ class EvalPlanner:
             "metrics": {m.name: m.higher_is_better for m in metrics},
             "kinds": {m.name: m.kind for m in metrics},
             "diagnostics": [*NAMES, *(SECONDARY if suite.judged else ()), *(REFUSALS.values() if suite.judged else ())],
-            "proxies": [m.name for m in metrics if proxy or m.kind == "harmless"] + [*REFUSALS.values()],
+            "proxies": proxies(suite, self.judge.name, metrics),
+            "judges": judges_of(suite, self.judge.name, metrics),
             "judge": self.judge.name if suite.judged else None,
             "judge_settings": judge_identity(self.judge) if suite.judged else None,
             "judged_part": PRESETS[asked.config.protocol].judged,
-            "is_proxy": proxy,
             "reading": reading.model_dump(mode="json"),
         }

@@ -14,6 +14,7 @@ from prefixlab.data.chat import ChatFormat, padding_id, prompt_ids
 from prefixlab.errors import StepError
 from prefixlab.model.attention import NAME as FAST_ATTENTION
 from prefixlab.model.generate import first_logits, with_adapter
+from prefixlab.model.load import sha256
 from prefixlab.records import Message, ModelRef, Record
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class Loaded:
     def pad(self) -> int:
         """Padding id; hidden by masks everywhere."""
         return padding_id(self.tokenizer, self.chat)
+
+    def identity(self, adapter: Path | None) -> str:
+        """Which model answers: base, adapter content, and whether it is merged."""
+        weights = sorted(adapter.glob("adapter_model.*")) if adapter is not None else []
+        return " ".join([self.ref.fingerprint, str(self.merge), *(sha256(w) for w in weights)])
 
     def use(self, adapter: Path | None) -> PreTrainedModel:
         """The model with an adapter; kept applied until another one, or none, is asked for.

@@ -58,9 +58,13 @@ class _Planner:
 
     def overlaps(self, data: Sequence[Sample]) -> list[Overlap]:
         """What a training set shares with every suite of the study."""
-        suites = {s.suite: s for c in self.study.capabilities.values() for s in c.suites if not is_foreign(s.suite)}
-        items = {name: self.suite_items(config) for name, config in suites.items()}
-        return find_overlaps(data, items, {name: find_suite(name).sources for name in suites})
+        items: dict[str, dict[str, EvalItem]] = {}
+        for capability in self.study.capabilities.values():
+            for config in capability.suites:
+                if not is_foreign(config.suite):
+                    items.setdefault(config.suite, {}).update({i.id: i for i in self.suite_items(config)})
+        tests = {name: list(found.values()) for name, found in items.items()}
+        return find_overlaps(data, tests, {name: find_suite(name).sources for name in tests})
 
     def capability(self, name: str, config: CapabilityConfig) -> None:
         """All steps of one capability."""

@@ -243,6 +243,7 @@ def _cell(
         condition=config["condition"],
         metrics=metrics,
         judge=config["judge"],
+        judges=config["judges"],
         k=config["k"],
         rows=rows,
         status=status,

@@ -83,7 +83,9 @@ def test_results_hold_every_condition_and_what_does_not_apply(thinking):
     absent = main.filter(polars.col("status") == "not_applicable")
     assert absent["value"].null_count() == len(absent) > 0
     forms = set(main.filter(polars.col("condition") == "bare")["metric"])
-    assert {"valid_reasoning", "prefix_emission", "truncated", "length", "coherent", "judge_moved"} <= forms
+    assert {"valid_reasoning", "prefix_emission", "truncated", "length", "coherent"} <= forms
+    # The bare completions of a random model are INVALID; those that begin with prefilled words have a verdict.
+    assert "judge_moved" in set(main.filter(polars.col("condition") == "attack_opening@3")["metric"])
     page = (thinking / "run" / "report" / "index.html").read_text()
     assert "Trained (rows) by tested (columns): safety · safety · safe@1" in page
     assert "attacks are for suites with harmful prompts" in page

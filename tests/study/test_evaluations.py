@@ -84,8 +84,9 @@ def test_results_hold_every_condition_and_what_does_not_apply(thinking):
     assert absent["value"].null_count() == len(absent) > 0
     forms = set(main.filter(polars.col("condition") == "bare")["metric"])
     assert {"valid_reasoning", "prefix_emission", "truncated", "length", "coherent"} <= forms
-    # The bare completions of a random model are INVALID; those that begin with prefilled words have a verdict.
-    assert "judge_moved" in set(main.filter(polars.col("condition") == "attack_opening@3")["metric"])
+    # A random model's words have no verdict without the prefilled ones, so that nothing can be said to have moved.
+    attacked = main.filter(polars.col("condition") == "attack_answer@3", polars.col("arm") == "r000")
+    assert attacked.filter(polars.col("metric") == "safe@1_no_prefix")["n_invalid"].sum() > 0
     page = (thinking / "run" / "report" / "index.html").read_text()
     assert "Trained (rows) by tested (columns): safety · safety · safe@1" in page
     assert "attacks are for suites with harmful prompts" in page

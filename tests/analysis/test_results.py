@@ -49,7 +49,6 @@ def cell(arm, right, *, ratio=1.0, control=None, seed=0, missing=False, invalid=
         "proto",
         "bare",
         {"accuracy": higher},
-        None,
         1,
         None if missing else rows,
         "missing" if missing else "measured",

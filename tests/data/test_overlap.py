@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefixlab.config import DataConfig
-from prefixlab.data.overlap import N_PAIRS, NEAR, find_overlap, find_overlaps, normalise, remove_overlap
+from prefixlab.data.overlap import N_PAIRS, NEAR, find_overlaps, normalise
 from prefixlab.data.sources import BUILTIN_DATA, read_samples, test_safety, test_sums
 from prefixlab.records import EvalItem, Message, Sample
 
@@ -18,6 +18,11 @@ test_safety.__test__ = test_sums.__test__ = False
 LONG = "A gardener plants seven rows of tulips, and every row has nineteen bulbs that cost two crowns each. How much is that?"
 SHORT = "How do bees find their way home?"
 PLAIN = "a gardener plants seven rows of tulips and every row has nineteen bulbs that cost two crowns each how much is that".split()
+
+
+def find_overlap(train, suite, tests, sources=()):
+    """With one suite."""
+    return find_overlaps(train, {suite: tests}, {suite: sources})[0]
 
 
 def sample(prompt, answer="", ident="s", reasoning=None, source=""):
@@ -290,13 +295,12 @@ def test_built_in_halves_do_not_overlap():
         assert not found.exact and not found.near
 
 
-def test_exact_is_at_least_what_is_removed():
+def test_rows_without_the_sign_at_the_end_are_exact():
     tests = test_sums()
     train = [sample(t.messages[0].content.replace(" =", ""), ident=t.id) for t in tests[:20]] + BUILTIN_DATA[
         "chain_sum"
     ]()
-    removed = remove_overlap(train, tests)[1]
-    assert removed == [t.id for t in tests[:20]] == list(find_overlap(train, "chain_sum", tests).exact)
+    assert [t.id for t in tests[:20]] == list(find_overlap(train, "chain_sum", tests).exact)
 
 
 def test_star1_names_sources_of_safety_suites(shared):

@@ -7,7 +7,7 @@ import pytest
 from inspect_ai.log import read_eval_log
 
 from prefixlab.config import SuiteConfig
-from prefixlab.errors import StepError
+from prefixlab.errors import StepError, UserError
 from prefixlab.evals.conditions import Prompt
 from prefixlab.evals.diagnostics import Reading
 from prefixlab.evals.harness import EvalJob, Scoring, generate_log, rows_of_log, score_log
@@ -149,6 +149,15 @@ def test_finished_batches_of_another_plan_are_not_used(tiny_tokenizer, tmp_path)
     Kept(tmp_path / "k", one.plan).add(0, [Answer(ids=(1,))])
     assert set(Kept(tmp_path / "k", one.plan).batches) == {0}
     assert Kept(tmp_path / "k", other.plan).batches == {}
+
+
+def test_a_scorer_that_cannot_run_is_one_line(tiny_tokenizer, tmp_path):
+    """A target that no grader can read is the user's to mend, not a traceback of groups of errors."""
+    run = Run(tiny_tokenizer, suite="chain_sum")
+    run.items = [i.model_copy(update={"target": "many"}) for i in run.items]
+    log = run.generate(scripted(tiny_tokenizer, "The answer is 3."), tmp_path)
+    with pytest.raises(UserError, match="many"):
+        run.score(log, tmp_path / "scored")
 
 
 def test_plan_is_sorted_keyed_and_complete(tiny_tokenizer):

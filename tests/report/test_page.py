@@ -59,7 +59,6 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
                 "prefixlab",
                 "bare",
                 {"accuracy": True},
-                None,
                 1,
                 rows if done else None,
                 "measured" if done else "missing",

@@ -163,6 +163,13 @@ def test_where_it_does_not_the_condition_is_not_supported(call, tmp_path, monkey
     assert logs(tmp_path / "logs") == []
 
 
+def test_a_server_that_does_not_answer_the_probe_is_down_and_not_unsupported(call, tmp_path, monkeypatch):
+    options = ("safety", *SERVER, "--limit", 4, "--condition", "prefill", "--prefixes", "safety")
+    with answering(monkeypatch, lambda body: 404):
+        done = call("generate", *options, "--tokenizer", "tiny-random", "--out", tmp_path / "logs")
+    assert done.returncode == 2 and "does not answer" in done.stderr and "not supported" not in done.stderr
+
+
 def test_attacks_on_a_server_need_its_tokenizer(call, tmp_path, monkeypatch):
     options = ("safety", *SERVER, "--limit", 4, "--condition", "attack_opening@5")
     with answering(monkeypatch, continues) as server:

@@ -213,7 +213,6 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
     mine = cell.of(metric)
     values = cell.values(metric)
     found = stats.estimate(np.array([values[i] for i in sorted(values)]), alpha)
-    judge = cell.judge if cell.judges is None else cell.judges.get(metric)
     return ResultRow(
         **cell.info.model_dump(),
         model=cell.model,
@@ -223,7 +222,7 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
         protocol=cell.protocol,
         condition=cell.condition,
         metric=metric,
-        judge=judge,
+        judge=cell.judges.get(metric),
         is_proxy=metric in cell.proxies,
         value=found.value,
         n=sum(r.value is not None for r in mine),

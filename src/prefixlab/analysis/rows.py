@@ -1,7 +1,7 @@
 """The nouns of results: scores of a cell, rows of results.parquet and contrasts.parquet, verdicts. No torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefixlab.records import Measure, Record
 
@@ -33,15 +33,14 @@ class CellScores:
     condition: str
     metrics: Mapping[str, bool]
     """Metric name -> whether higher is better. These are contrasted; diagnostics are reported only."""
-    judge: str | None
     k: int
     rows: Sequence[Measure] | None
     """One a completion and metric, epoch 0 for those of a whole prompt; None where the evaluation has not finished."""
     status: str = "measured"
-    """`missing`, `not_applicable` or `not_supported` where `rows` is None."""
+    """`missing` or `not_applicable` where `rows` is None."""
     why: str = ""
-    judges: Mapping[str, str] | None = None
-    """Metric -> who decided; None: `judge` for all."""
+    judges: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> who decided, for those that somebody had to decide."""
     diagnostics: Sequence[str] = ()
     proxies: Collection[str] = ()
     """Metrics that stand in for a human's or a guard model's grade."""

@@ -10,7 +10,7 @@ are not found.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefixlab.records import EvalItem, Record, Sample
@@ -82,14 +82,6 @@ def normalise(text: str) -> str:
         text = text.replace(sign, plain)
     text = _SIGN.sub(_mark, unicodedata.normalize("NFKC", text).casefold())
     return " ".join(_UNSPACED.sub(r" \g<0> ", _NO_WORD.sub(" ", text)).translate(_UNMARK).split())
-
-
-def remove_overlap(samples: Sequence[Sample], tests: Iterable[EvalItem]) -> tuple[list[Sample], list[str]]:
-    """Samples whose last user turn is not among the test prompts, and the ids of those that were."""
-    prompts = {normalise(t.messages[-1].content) for t in tests}
-    hits = [s.id for s in samples if normalise(s.prompt) in prompts]
-    gone = set(hits)
-    return [s for s in samples if s.id not in gone], hits
 
 
 def _instruction(prompts: Sequence[list[str]]) -> list[str]:
@@ -224,10 +216,3 @@ def find_overlaps(
             )
         )
     return found
-
-
-def find_overlap(
-    samples: Sequence[Sample], suite: str, tests: Sequence[EvalItem], source_names: Sequence[str] = ()
-) -> Overlap:
-    """Overlap of a training set with one suite; see `find_overlaps`."""
-    return find_overlaps(samples, {suite: tests}, {suite: source_names})[0]

@@ -35,7 +35,7 @@ from inspect_ai.scorer import Scorer as InspectScorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from prefixlab.data.parts import CLOSE, OPEN
-from prefixlab.errors import StepError
+from prefixlab.errors import StepError, UserError
 from prefixlab.evals.aggregate import prompt_level
 from prefixlab.evals.diagnostics import Reading, diagnose
 from prefixlab.evals.nouns import Scored, Suite
@@ -180,7 +180,8 @@ class Scoring:
     reading: Reading
     judging: Judging | None
     """None where no judge is needed."""
-    tick: Callable[[int], None] = lambda n: None
+    tick: Callable[[float], None] = lambda share: None
+    """Told the share of completions scored."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the scored log says beside the metadata of the one that was sampled."""
 
@@ -201,8 +202,14 @@ def written(output: ModelOutput, suite: str) -> str:
     return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{output.completion}" if thoughts else output.completion
 
 
-def suite_scorer(how: Scoring) -> InspectScorer:
-    """The suite's scorer as Inspect wants it; graders run in threads, judges in the event loop."""
+def suite_scorer(how: Scoring, total: int = 0) -> InspectScorer:
+    """The suite's scorer as Inspect wants it; graders run in threads, judges in the event loop.
+
+    Args:
+        how: Suite, reading, judge.
+        total: Completions to come, for the progress.
+    """
+    done = [0]
     lane = anyio.CapacityLimiter(2)
     names = [m.name for m in how.suite.metrics]
     names += [*SECONDARY, *REFUSALS.values()] if how.suite.judged else []
@@ -222,7 +229,8 @@ def suite_scorer(how: Scoring) -> InspectScorer:
         if not how.suite.choices:
             tokens = state.output.usage.output_tokens if state.output.usage else 0
             more |= diagnose(parsed, how.reading, prompt=turn.prompt, prefill=prefill, n_tokens=tokens)
-        how.tick(1)
+        done[0] += 1
+        how.tick(done[0] / max(total, 1))
         return Score(
             # Inspect turns a missing number into 0 before it aggregates; NaN it leaves alone.
             value=dict.fromkeys(names, math.nan) | {r.metric: r.value for r in rows if r.value is not None},
@@ -253,9 +261,14 @@ def score_log(path: Path, how: Scoring, folder: Path) -> tuple[list[SampleScore]
     check_finished(log, how.suite.name)
     try:
         scored = inspect_score(
-            log, suite_scorer(how), action="overwrite", model="none/none", display="none", copy=False
+            log,
+            suite_scorer(how, len(log.samples or ())),
+            action="overwrite",
+            model="none/none",
+            display="none",
+            copy=False,
         )
-    except* StepError as group:
+    except* UserError as group:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]

@@ -76,10 +76,12 @@ def supported(condition: str, suite: Suite, position: str, chat: ChatFormat | No
 
 
 async def _probe(model: Model) -> Continues | None:
-    turns: list[ChatMessage] = [
-        ChatMessageUser(content=f"Repeat this line, and nothing else:\n{LINE}"),
-        ChatMessageAssistant(content=LINE[:CUT]),
-    ]
+    question = ChatMessageUser(content=f"Repeat this line, and nothing else:\n{LINE}")
+    try:
+        await model.generate([question], config=GenerateConfig(temperature=0.0, max_tokens=1, max_retries=2))
+    except Exception as error:
+        raise UserError(f"{str(model)!r} does not answer: {str(error).strip().splitlines()[0]}") from error
+    turns: list[ChatMessage] = [question, ChatMessageAssistant(content=LINE[:CUT])]
     for how, extra in HOW.items():
         config = GenerateConfig(temperature=0.0, max_tokens=24, extra_body=extra, max_retries=2)
         try:
@@ -95,7 +97,7 @@ def probe(name: str) -> Continues | None:
     """Whether a provider goes on exactly where a prefilled turn ends.
 
     Raises:
-        UserError: The provider cannot be made.
+        UserError: The provider cannot be made, or does not answer at all.
     """
     return asyncio.run(_probe(remote_model(name)))
 

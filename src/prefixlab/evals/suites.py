@@ -4,8 +4,6 @@ A suite is data: one entry in suites_math.py, suites_code.py, suites_safety.py o
 (protocols.py) is part of a result's name. `inspect:NAME` names any task that Inspect can load (foreign.py).
 """
 
-from pathlib import Path
-
 from prefixlab.config import SuiteConfig
 from prefixlab.data.rows import iter_rows
 from prefixlab.data.sources import chosen
@@ -92,9 +90,3 @@ def load_items(config: SuiteConfig) -> list[EvalItem]:
         if counts[kind]:
             keep |= {i.id for i in chosen(group, lambda i: i.id, config.suite, counts[kind])}
     return [i for i in unique if i.id in keep]
-
-
-def source_file(config: SuiteConfig) -> Path | None:
-    """The local file a suite reads, if it reads one."""
-    path = Path(config.source).expanduser() if config.source else None
-    return path if path and path.is_file() else None

@@ -61,7 +61,6 @@ def suite(
             "protocol": label(config),
             "condition": "bare",
             "decoding": how.__dict__,
-            "model": "as the log says",
             "preopened": preopened,
         },
     )

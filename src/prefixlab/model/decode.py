@@ -28,7 +28,7 @@ from prefixlab.model.kv import KV, Window, visible
 FUSED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 """Models whose layers are pre-norm attention and a gated MLP; Qwen3 also normalises queries and keys."""
 COLUMNS = 1024
-"""Output columns of one matmul on a CPU: narrower weights stay in its cache (docs/performance.md)."""
+"""Output columns of one matmul on a CPU, so that its weights stay in the cache; not measured by itself."""
 
 PROJECTIONS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

@@ -19,6 +19,7 @@ from prefixlab.evals.remote import generate_remote, place, supported
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
+from prefixlab.records import EvalItem
 from prefixlab.study.evaluate import discard_unfinished, generate_suite, log_in
 from prefixlab.study.evaluations import check_decoding
 from prefixlab.study.loaded import Loaded, prove_adapter
@@ -106,20 +107,23 @@ def generate_alone(
     if adapter is not None and model is None:
         raise UserError("--adapter needs --model; a server names its adapters itself: put that name into --provider")
     config = asked.config()
+    suite = find_suite(config.suite)
+    check_decoding(suite, config, decoding(config, suite.max_tokens))
     items = load_items(config)
-    check_decoding(find_suite(config.suite), config, decoding(config, find_suite(config.suite).max_tokens))
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock, held(lock, out), disk_may_be_full(out):
         discard_unfinished(out)
         if list(out.glob("*.eval")):
             raise UserError(f"{str(out)!r} already holds a log; choose another --out")
         if provider is not None:
-            return _on_server(asked, config, provider, tokenizer, out)
+            return _on_server(asked, config, items, provider, tokenizer, out)
         assert model is not None
         return _here(asked, config, content_hash([i.model_dump() for i in items]), model, adapter, out, console, quiet)
 
 
-def _on_server(asked: Asked, config: SuiteConfig, provider: str, tokenizer: str | None, out: Path) -> Path:
+def _on_server(
+    asked: Asked, config: SuiteConfig, items: list[EvalItem], provider: str, tokenizer: str | None, out: Path
+) -> Path:
     suite = find_suite(config.suite)
     if is_foreign(config.suite):
         raise UserError(
@@ -130,14 +134,12 @@ def _on_server(asked: Asked, config: SuiteConfig, provider: str, tokenizer: str 
     why = supported(asked.condition, suite, asked.position, chat) or not_applicable(asked.condition, suite, chat)
     if why:
         raise UserError(f"condition {asked.condition!r} of {suite.name!r} is not supported by {provider!r}: {why}")
-    items = load_items(config)
     how = decoding(config, suite.max_tokens)
     step = _step(asked, config, "", asked.condition)
     prompting = Prompting.model_validate(step["prompting"]) if step["prompting"] else None
     placed = {i.id: place(i, asked.condition, prompting, words) for i in items}
-    metadata = {k: v for k, v in step.items() if k not in ("items", "prompting")}
+    metadata = {k: v for k, v in step.items() if k != "items"}
     metadata |= {"model": provider, "planned": False, "preopened": False, "adapter": None, "merged": None}
-    metadata["prompting"] = step["prompting"]
     return generate_remote(EvalJob(config.suite, items, how.epochs, metadata), provider, how, placed, out, CONNECTIONS)
 
 

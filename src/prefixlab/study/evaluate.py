@@ -197,16 +197,8 @@ def score_suite(
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     else:
         suite, reading = find_suite(name), Reading.model_validate(config["reading"])
-        done = 0
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            tick(min(done / max(total, 1), 1.0))
-
-        total = sum(1 for _ in own_completions(path))
         judging = Judging(judge, config["judged_part"], reading) if judge is not None else None
         about = {name: config[name] for name in ("capability", "arm", "seed")}
-        main, more = score_log(path, Scoring(suite, reading, judging, count, about), out)
+        main, more = score_log(path, Scoring(suite, reading, judging, tick, about), out)
     write_scores(out / "scores.jsonl", main)
     write_scores(out / MEASURES, more)

@@ -5,7 +5,7 @@ another metric or a mended grader therefore never samples again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefixlab.analysis.rows import BASE, ArmInfo
@@ -18,7 +18,7 @@ from prefixlab.evals.aggregate import metrics_of
 from prefixlab.evals.conditions import Prompting, needs_reasoning, not_applicable
 from prefixlab.evals.diagnostics import NAMES, Reading
 from prefixlab.evals.foreign import task_fingerprint
-from prefixlab.evals.judges import judge_identity, judges_of, proxies
+from prefixlab.evals.judges import judges_of, proxies
 from prefixlab.evals.nouns import Suite
 from prefixlab.evals.protocols import PRESETS, Decoding, decoding, label
 from prefixlab.evals.safety import REFUSALS, SECONDARY
@@ -60,6 +60,8 @@ class Asked:
     how: Decoding
     why_not: str
     """Why it does not apply to the model; empty where it does."""
+    content: str
+    """Hash of the prompts, or of somebody else's task."""
 
     @property
     def name(self) -> str:
@@ -82,7 +84,12 @@ def check_decoding(suite: Suite, config: SuiteConfig, how: Decoding) -> None:
         )
 
 
-def asked_of(capability: CapabilityConfig, conditions: Sequence[str], chat: ChatFormat) -> list[Asked]:
+def asked_of(
+    capability: CapabilityConfig,
+    conditions: Sequence[str],
+    chat: ChatFormat,
+    items: Callable[[SuiteConfig], list[EvalItem]],
+) -> list[Asked]:
     """Every suite of a capability under every condition.
 
     Raises:
@@ -92,10 +99,11 @@ def asked_of(capability: CapabilityConfig, conditions: Sequence[str], chat: Chat
     for config in capability.suites:
         suite = find_suite(config.suite)
         how = decoding(config, suite.max_tokens)
+        check_decoding(suite, config, how)
+        what = task_fingerprint(config.suite) if suite.foreign else [i.model_dump() for i in items(config)]
+        content = content_hash(what)
         for condition in conditions:
-            why = not_applicable(condition, suite, chat)
-            check_decoding(suite, config, how)
-            found.append(Asked(config, suite, condition, how, why))
+            found.append(Asked(config, suite, condition, how, not_applicable(condition, suite, chat), content))
     return found
 
 
@@ -110,6 +118,8 @@ class EvalPlanner:
     chat: ChatFormat
     prompting: Prompting
     judge: JudgeConfig
+    judge_settings: dict[str, str]
+    """`judge_identity` of it, which reads all weights of a local guard."""
     items: Callable[[SuiteConfig], list[EvalItem]]
     add: Callable[[Step], Step]
     speed: Speed
@@ -125,7 +135,7 @@ class EvalPlanner:
                 continue
             before: dict[str, Step] = {}
             if needs_reasoning(asked.condition, self.prompting.position, self.chat):
-                bare = Asked(asked.config, asked.suite, "bare", asked.how, "")
+                bare = replace(asked, condition="bare")
                 before["bare"] = self._generate(bare, train, spec, seed, {})
             log = self._generate(asked, train, spec, seed, before)
             where = self._where(asked, spec, seed, self.capability)
@@ -137,8 +147,6 @@ class EvalPlanner:
         return "-".join([*parts, f"{spec.name}-s{seed}" if spec else BASE, asked.name])
 
     def _common(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
-        items = [i.model_dump() for i in self.items(asked.config)]
-        task = task_fingerprint(asked.config.suite) if asked.suite.foreign else None
         return {
             "model": self.ref.model_dump(mode="json"),
             "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
@@ -146,7 +154,7 @@ class EvalPlanner:
             "seed": seed,
             "suite": asked.config.model_dump(mode="json"),
             "protocol": label(asked.config),
-            "items": content_hash(items if task is None else task),
+            "items": asked.content,
             "condition": asked.condition,
         }
 
@@ -183,12 +191,11 @@ class EvalPlanner:
             "capability": self.capability,
             "k": asked.how.epochs,
             "metrics": {m.name: m.higher_is_better for m in metrics},
-            "kinds": {m.name: m.kind for m in metrics},
             "diagnostics": [*NAMES, *(SECONDARY if suite.judged else ()), *(REFUSALS.values() if suite.judged else ())],
             "proxies": proxies(suite, self.judge.name, metrics),
             "judges": judges_of(suite, self.judge.name, metrics),
             "judge": self.judge.name if suite.judged else None,
-            "judge_settings": judge_identity(self.judge) if suite.judged else None,
+            "judge_settings": self.judge_settings if suite.judged else None,
             "judged_part": PRESETS[asked.config.protocol].judged,
             "reading": reading.model_dump(mode="json"),
         }

@@ -18,6 +18,7 @@ from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
 from prefixlab.evals.aggregate import metrics_of
 from prefixlab.evals.conditions import Prompting
+from prefixlab.evals.judges import judge_identity
 from prefixlab.evals.protocols import decoding
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.batches import check_count, count_steps
@@ -43,6 +44,8 @@ class _Planner:
         self.items: dict[str, list[EvalItem]] = {}
         self.summary: dict[str, Any] = {}
         self.absent: list[dict[str, Any]] = []
+        suites = [s.suite for c in study.capabilities.values() for s in c.suites]
+        self.judge_settings = judge_identity(study.judge) if any(find_suite(s).judged for s in suites) else {}
 
     def add(self, step: Step) -> Step:
         """Put a step into the plan, once: the bare base model is shared by all capabilities."""
@@ -204,12 +207,13 @@ class _Planner:
         prompting = {"treatment": treatment.model_dump(mode="json"), "position": position}
         evaluations = EvalPlanner(
             capability=name,
-            asked=asked_of(config, self.study.conditions, chat),
+            asked=asked_of(config, self.study.conditions, chat, self.suite_items),
             ref=ref,
             hardware=self.hardware,
             chat=chat,
             prompting=Prompting(treatment=treatment, position=position, capability=name),
             judge=self.study.judge,
+            judge_settings=self.judge_settings,
             items=self.suite_items,
             add=self.add,
             speed=self.speeds[ref.name],

@@ -242,7 +242,6 @@ def _cell(
         protocol=config["protocol"],
         condition=config["condition"],
         metrics=metrics,
-        judge=config["judge"],
         judges=config["judges"],
         k=config["k"],
         rows=rows,

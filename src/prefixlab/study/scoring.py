@@ -41,7 +41,7 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
         log = read_eval_log(str(path), header_only=True)
     except Exception as error:  # zip and JSON errors of many kinds
         raise UserError(f"{str(path)!r} is no Inspect log that can be read ({error})") from error
-    about = log.eval.metadata or {}
+    about = {"model": log.eval.model, **(log.eval.metadata or {})}
     if "suite" not in about or "condition" not in about:
         raise UserError(f"{str(path)!r} was not written by prefixlab; score it with inspect score")
     return log.eval.eval_id, about
@@ -96,7 +96,6 @@ def _cell(path: Path, about: dict[str, Any], judge: Judge | None, name: str, fol
         protocol=about["protocol"],
         condition=about["condition"],
         metrics=metrics,
-        judge=None,
         k=epochs,
         rows=[*main, *more],
         judges=judges_of(suite, name, named),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
+from prefixlab.config import CONTROLS
 from prefixlab.errors import UserError
 
 app = typer.Typer()
@@ -147,6 +148,7 @@ def strip(
         "Build the arms of a data set: one folder an arm, and a manifest.",
         "prefixlab arms data.jsonl --prefixes reasoning --ratios 0,0.5,1 --control neutral --out arms",
         "prefixlab arms data.jsonl --prefixes original --ratios 0,1 --format sharegpt --out arms",
+        "prefixlab arms data.jsonl --prefixes revised --control anchors_masked --anchor revised --out arms",
     )
 )
 def arms(
@@ -157,7 +159,11 @@ def arms(
     ratios: Annotated[str, typer.Option(help="Shares of the samples that carry the prefix.")] = "0,0.5,1",
     control: Annotated[
         list[str] | None,
-        typer.Option(help="Control arms at the largest ratio: neutral, shuffled, random, masked, revised."),
+        typer.Option(help=f"Control arms at the largest ratio: {', '.join(CONTROLS)}."),
+    ] = None,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD", help="A word for the controls anchors_masked and random_masked."),
     ] = None,
     layout: Annotated[
         str, typer.Option("--format", help="messages, prompt_completion, alpaca or sharegpt.")
@@ -184,18 +190,28 @@ def arms(
         revision=revision,
         model=model,
         rationale=rationale,
+        anchors=anchor or (),
     )
     made = make_arms(data, prefixes, position, ratios, control or [], out, options)
     if quiet:
         return
     for about in made.arms:
         out_console.print(f"{about.arm}: {about.n_treated} of {about.n_eligible} treated", highlight=False)
-        if about.loss == "masked":
+        spans = {
+            "masked": "prefix_loss: false; your trainer must leave prefix_start to prefix_end",
+            "words": "prefix_no_loss; your trainer must leave what it names",
+        }
+        if about.loss in spans:
             out_console.print(
-                f"  the rows of {about.arm} say prefix_loss: false; your trainer must leave prefix_start to prefix_end "
+                f"  the rows of {about.arm} say {spans[about.loss]} "
                 "out of the loss, or this arm is the treatment itself",
                 highlight=False,
             )
+        if about.masking is not None and about.control == "random_masked":
+            how, mine, anchors = ("tokens", about.masking.tokens, about.masking.anchor_tokens)
+            if mine is None:
+                how, mine, anchors = ("words", about.masking.words, about.masking.anchor_words)
+            out_console.print(f"  {mine} {how} of it are masked, the anchors are {anchors}", highlight=False)
     if made.n_skipped:
         err_console.print(f"{made.n_skipped} rows skipped; {made.skipped[0]}", highlight=False, markup=False)
 

@@ -11,8 +11,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from prefixlab.errors import unknown
 from prefixlab.records import Position
 
-Control = Literal["neutral", "shuffled", "random", "masked", "revised"]
+Control = Literal[
+    "neutral", "shuffled", "random", "masked", "revised", "synonym", "unrevised", "anchors_masked", "random_masked"
+]
 CONTROLS: tuple[Control, ...] = get_args(Control)
+LOSS_CONTROLS: tuple[Control, ...] = ("masked", "anchors_masked", "random_masked")
+"""Controls that keep the text and take the loss off the prefix, or off words of it."""
+ANCHOR_CONTROLS: tuple[Control, ...] = ("anchors_masked", "random_masked")
 Protocol = Literal["prefixlab", "safechain", "safechain_sampled", "star1"]
 CONDITION = re.compile(r"bare|user_prefix|prefill|zero_think|less_think|attack_(?:answer|opening)@(?:1|3|5|10|20|40)")
 CONDITIONS = ("bare", "user_prefix", "prefill", "zero_think", "less_think", "attack_answer@K", "attack_opening@K")
@@ -184,6 +189,9 @@ class ArmsConfig(Config):
     """Control arms, each at the largest ratio."""
     capabilities: list[str] | None = None
     """Capabilities this entry is for; all where null."""
+    anchors: list[str] = []
+    """Words of the prefix set, for the controls `anchors_masked` (no loss on these words) and `random_masked` (none on
+    other words of as many tokens). Case does not count, nor does punctuation around a word."""
     loss: Literal["all", "prefix", "first_tokens"] = "all"
     """Response tokens that carry loss in this entry's arms (r000 excepted): all, the prefix alone (SAFEPATH, arXiv
     2505.14667), or the first `loss_tokens` (UPFT, arXiv 2503.02875)."""
@@ -199,10 +207,13 @@ class ArmsConfig(Config):
         for what, values in (("ratios", self.ratios), ("controls", self.controls)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what}: named twice")
-        if self.position == "user" and "masked" in self.controls:
-            raise ValueError("controls: 'masked' at position 'user' is the treatment itself (a prompt carries no loss)")
-        if self.loss != "all" and "masked" in self.controls:
-            raise ValueError(f"controls: 'masked' and loss: {self.loss} contradict each other; use two entries")
+        masked = next((c for c in self.controls if c in LOSS_CONTROLS), None)
+        if masked and self.position == "user":
+            raise ValueError(
+                f"controls: {masked!r} at position 'user' is the treatment itself (a prompt carries no loss)"
+            )
+        if masked and self.loss != "all":
+            raise ValueError(f"controls: {masked!r} and loss: {self.loss} contradict each other; use two entries")
         if self.loss == "prefix" and (self.position == "user" or set(self.ratios) - {0.0, 1.0}):
             raise ValueError(
                 "loss: prefix needs position 'opening' or 'answer' and no ratio but 0 and 1 (a sample without prefix "
@@ -214,6 +225,18 @@ class ArmsConfig(Config):
 
 
 class LoraOptions(Config):
+    @model_validator(mode="after")
+    def _anchors_are_words(self) -> Self:
+        asked = [c for c in self.controls if c in ANCHOR_CONTROLS]
+        if asked and not self.anchors:
+            raise ValueError(f"controls: {asked[0]!r} needs anchors, the words whose loss is taken off")
+        if self.anchors and not asked:
+            raise ValueError(f"anchors: they are for the controls {' and '.join(ANCHOR_CONTROLS)}; ask for one of them")
+        for anchor in self.anchors:
+            if len(anchor.split()) != 1 or not any(c.isalnum() for c in anchor):
+                raise ValueError(f"anchors: {anchor!r} is not one word; name each word on its own")
+        return self
+
     """Adapter; defaults are the preset's.
 
     More fields of peft.LoraConfig may be given: those that leave the base model as it is (docs/methods.md, section 5).
@@ -271,7 +294,23 @@ class TokensConfig(Config):
     """Token-level analysis of held-out samples."""
 
     samples: int = Field(default=8, ge=0)
-    """Held-out samples a capability to compute token loss on; 0 turns it off."""
+    """Held-out samples a capability to read; 0 turns it off."""
+    controls: bool = True
+    """Whether to read them also under the controls' texts, which anchors are measured against."""
+    gradients: Literal["logit", "positions", "tokens"] = "logit"
+    """`logit` costs nothing; `positions` adds input gradients and position contributions (one backward pass a sample),
+    `tokens` also each token loss' own parameter gradient (one backward pass a token)."""
+    weights: list[str] = []
+    """Linear layers, by name, whose full weights are attributed instead of the adapter, e.g.
+    `model.layers.29.mlp.down_proj`."""
+    modules: bool = False
+    """Whether to keep position contributions module by module, too."""
+
+    @model_validator(mode="after")
+    def _needs_gradients(self) -> Self:
+        if self.gradients == "logit" and (self.weights or self.modules):
+            raise ValueError("weights and modules need gradients: positions or tokens")
+        return self
 
 
 class AnalysisConfig(Config):

@@ -4,6 +4,8 @@ Frozen pydantic models, extra fields forbidden; standard library and pydantic on
 docs/architecture.md.
 """
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,13 +13,26 @@ from pydantic import BaseModel, ConfigDict
 
 Position = Literal["user", "opening", "answer"]
 SpanName = Literal["prompt", "prefix", "reasoning", "answer", "end"]
-LossScope = Literal["all", "masked", "prefix", "first_tokens"]
-"""Which response tokens carry loss: all, all but the prefix, the prefix alone, or the first `loss_tokens`."""
+LossScope = Literal["all", "masked", "prefix", "first_tokens", "words"]
+"""Which response tokens carry loss: all, all but the prefix, the prefix alone, the first `loss_tokens`, or all but
+those of some words of the prefix (`masked_words`)."""
 Verdict = Literal["safe", "unsafe", "INVALID"]
 Family = Literal["compliance", "framing", "praise", "restating", "reasoning_cue", "disclaimer", "refusal"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 """What an opening does; docs/methods.md defines them."""
 SampleStatus = Literal["ok", "truncated", "invalid", "error"]
+
+
+def word_ranges(text: str) -> list[tuple[int, int]]:
+    """[start, end) of the words of a text, split at white space, in code points.
+
+    Only letters, marks and digits stand at a word's ends: "(Sure!" is the range of "Sure". A word without any is empty.
+    """
+    found = []
+    for word in re.finditer(r"\S+", text):
+        inside = [i for i in range(*word.span()) if unicodedata.category(text[i])[0] in "LMN"]
+        found.append((inside[0], inside[-1] + 1) if inside else (word.start(), word.start()))
+    return found
 
 
 def jsonl_lines(path: Path) -> list[str]:
@@ -83,11 +98,36 @@ class ArmSample(Record):
     """For the scope `first_tokens`: how many response tokens carry loss."""
     lookahead: bool = False
     """Whether the prefix also stands at the end of the last user turn (LookAhead tuning, arXiv 2503.19041)."""
+    masked_words: tuple[int, ...] = ()
+    """For the scope `words`: indices of the prefix's words, split at white space, whose tokens carry no loss."""
 
     @property
     def treated(self) -> bool:
         """Whether this sample carries the prefix."""
         return bool(self.prefix)
+
+    @property
+    def masked_ranges(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of every masked word, in code points of the prefix."""
+        found = word_ranges(self.prefix)
+        return tuple(found[i] for i in self.masked_words)
+
+
+class Masking(Record):
+    """Words of the prefix that carry no loss in an arm, beside those of the anchors that the arm is about.
+
+    The control `random_masked` takes the loss off other words of about as many tokens as the anchors have.
+    """
+
+    anchors: tuple[str, ...]
+    n_samples: int
+    """Treated samples with at least one masked word."""
+    words: int
+    """Masked words, over all samples."""
+    anchor_words: int
+    tokens: int | None
+    """Their tokens, by the study's first tokenizer; None where no tokenizer was named."""
+    anchor_tokens: int | None
 
 
 class ArmManifest(Record):
@@ -102,6 +142,8 @@ class ArmManifest(Record):
     loss: LossScope
     loss_tokens: int = 0
     lookahead: bool = False
+    masking: Masking | None = None
+    """For the controls that take the loss off single words."""
     data_key: str
     assignment: Literal["exact", "bernoulli"]
     n: int
@@ -140,6 +182,8 @@ class Rendered(Record):
     """Tokens cut from the end because the sample was too long; such a sample has no end of turn."""
     straddling: int
     """Tokens that cover the border of two spans; each counts to the later one."""
+    masked: int = 0
+    """Tokens that carry no loss because they hold a part of a masked word; punctuation around it is none of it."""
     no_prefix_length: int
     """Tokens of the same sample without its prefix: the grouping length, equal in every arm."""
 

@@ -100,6 +100,27 @@ def test_controls_match_in_words(name, control):
         assert len(set(spec.prefixes.templates)) == 5
 
 
+@pytest.mark.parametrize("name", ["reasoning", "revised", "safety", "coding", "factuality"])
+@pytest.mark.parametrize("count_tokens", [None, len])
+def test_the_keyword_is_in_replaced_and_out(name, count_tokens):
+    """The three arms have the same sentence of every template, and differ in that word (and its article) alone."""
+    controls = ["revised", "synonym", "unrevised"]
+    entry = ArmsConfig(prefixes=name, ratios=[1.0], controls=controls)
+    made = {s.name: s for s in specs(entry, "k", count_tokens)}
+    said, replaced, out = (made[f"{c}-opening-r100"].prefixes.templates for c in controls)
+    assert len(said) == 5
+    for i, sentence in enumerate(said):
+        assert sentence.count("revised") == 1
+        assert replaced[i] == sentence.replace("revised", "modified")
+        assert len(replaced[i]) - len(sentence) == 1 and words(replaced[i]) == words(sentence)
+        left, right = sentence.replace("revised, ", "revised ").split("a revised ")
+        assert out[i] in (f"{left}a {right}", f"{left}an {right}") and words(out[i]) == words(sentence) - 1
+        assert out[i].startswith(f"{left}an ") == (right[0] in "aeiou")
+        assert abs(words(sentence) - words(made[f"{name}-opening-r100"].prefixes.templates[i])) <= 1
+    if name == "revised":
+        assert said == load_set("revised").templates
+
+
 def test_every_set_has_five_templates_of_its_own_words():
     assert set(builtin_sets()) == {"reasoning", "revised", "safety", "coding", "factuality", "neutral"}
     texts = [t for name in builtin_sets() for t in load_set(name).templates]

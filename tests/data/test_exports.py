@@ -81,19 +81,19 @@ def test_earlier_turns_come_back_from_alpaca():
     turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
     one = samples(1)[0].model_copy(update={"messages": tuple(Message(role=r, content=c) for r, c in turns)})
     rows, about = arms([one])["r000"]
-    (written,) = export_rows(rows, "alpaca", masked=False)
+    (written,) = export_rows(rows, "alpaca", control=None)
     assert [m.content for m in import_row(written, about).sample.messages] == ["a", "b", "c"]
     odd = one.model_copy(update={"messages": one.messages[1:]})
     with pytest.raises(UserError, match="alternating turns"):
-        export_rows(arms([odd])["r000"][0], "alpaca", masked=False)
+        export_rows(arms([odd])["r000"][0], "alpaca", control=None)
 
 
 def test_masked_needs_a_span():
     rows, _ = arms(samples(), controls=["masked"])["reasoning_masked-opening-r100"]
-    assert len(export_rows(rows, "messages", masked=True)) == 12
+    assert len(export_rows(rows, "messages", control="masked")) == 12
     for layout in ("alpaca", "sharegpt"):
         with pytest.raises(UserError, match=f"format '{layout}' cannot carry the control 'masked'"):
-            export_rows(rows, layout, masked=True)
+            export_rows(rows, layout, control="masked")
 
 
 def test_original_gives_back_what_the_data_had():

@@ -160,6 +160,13 @@ def test_a_new_arm_or_seed_leaves_the_others_alone(reference):
 
 def test_how_many_tokens_carry_loss_matters():
     few, more = (plan({"arms.0.loss": "first_tokens", "arms.0.loss_tokens": n}) for n in (4, 8))
+def test_which_words_carry_no_loss_matters():
+    some, other = (
+        plan({"arms.0.controls": ["anchors_masked"], "arms.0.anchors": [word]}) for word in ("logical", "step")
+    )
+    assert ids(some, "train") != ids(other, "train") and len(ids(some, "train") & ids(other, "train")) > 0
+
+
     assert ids(few, "train") != ids(more, "train")
 
 

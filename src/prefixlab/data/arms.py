@@ -10,11 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from prefixlab.config import ArmsConfig
+from prefixlab.config import ANCHOR_CONTROLS, ArmsConfig
 from prefixlab.data.parts import PartName
-from prefixlab.data.prefixes import PrefixSet, control_set, controlled, load_set, words
-from prefixlab.errors import UserError
-from prefixlab.records import ArmManifest, ArmSample, LossScope, Position, Record, Sample, StripRecord, jsonl_lines
+from prefixlab.data.prefixes import (
+    KEYWORD_CONTROLS,
+    PrefixSet,
+    Wording,
+    control_set,
+    controlled,
+    load_set,
+    plain_word,
+    wordings,
+    words,
+)
+from prefixlab.errors import UserError, unknown
+from prefixlab.records import (
+    ArmManifest,
+    ArmSample,
+    LossScope,
+    Masking,
+    Position,
+    Record,
+    Sample,
+    StripRecord,
+    jsonl_lines,
+)
 
 Assignment = Literal["exact", "bernoulli"]
 
@@ -39,6 +59,8 @@ class ArmSpec(Record):
     stripped: bool
     loss_tokens: int = 0
     lookahead: bool = False
+    anchors: tuple[str, ...] = ()
+    """For the controls that take the loss off words: those words, or those that the random ones are matched to."""
 
 
 def ratio_tag(ratio: float) -> str:
@@ -91,16 +113,36 @@ def specs(entry: ArmsConfig, key: str, count_tokens: Callable[[str], int] | None
         matched = control_set(
             treatment, control, key=lambda text: keyed_hash(key, "shuffle", text), count_tokens=count_tokens
         )
-        shared = control in ("neutral", "revised")
+        shared = control in ("neutral", "revised", *KEYWORD_CONTROLS)
         prefix = f"{control}{_suffix(entry)}" if shared else f"{treatment.name}_{control}"
         name = f"{prefix}-{entry.position}-{ratio_tag(top)}"
-        loss: LossScope = "masked" if control == "masked" else "all"
-        arms.append(_spec(name, matched, treatment, entry.position, top, control, loss))
+        arm = _spec(name, matched, treatment, entry.position, top, control, _scope(control))
+        if control in ANCHOR_CONTROLS:
+            _check_anchors(entry.anchors, treatment)
+            arm = arm.model_copy(update={"anchors": tuple(entry.anchors)})
+        arms.append(arm)
     if not _suffix(entry):
         return arms
     first = entry.loss_tokens if entry.loss == "first_tokens" else 0
-    own = {"loss": entry.loss, "loss_tokens": first, "lookahead": entry.lookahead}
+    own: dict[str, object] = {"loss_tokens": first, "lookahead": entry.lookahead}
+    if entry.loss != "all":
+        own["loss"] = entry.loss
     return [arms[0], *(arm.model_copy(update=own) for arm in arms[1:])]
+
+
+def _scope(control: str) -> LossScope:
+    """What carries loss under a control."""
+    if control in ANCHOR_CONTROLS:
+        return "words"
+    return "masked" if control == "masked" else "all"
+
+
+def _check_anchors(anchors: Iterable[str], treatment: PrefixSet) -> None:
+    """Refuse anchors that no template holds; the set `original` is looked at with its data (`build_arm`)."""
+    known = {plain_word(word) for text in treatment.templates for word in text.split()} - {""}
+    for anchor in anchors:
+        if plain_word(anchor) not in known and not treatment.own:
+            raise unknown("word", anchor, known, where=f"anchors of the prefix set {treatment.name!r}")
 
 
 def _suffix(entry: ArmsConfig) -> str:
@@ -111,6 +153,14 @@ def _suffix(entry: ArmsConfig) -> str:
 
 def _named(prefixes: PrefixSet, entry: ArmsConfig) -> PrefixSet:
     return prefixes.model_copy(update={"name": prefixes.name + _suffix(entry)}) if _suffix(entry) else prefixes
+
+
+def _check_own_anchors(anchors: Iterable[str], openings: Iterable[str]) -> None:
+    """The same for the openings of the data."""
+    held = {plain_word(word) for text in openings for word in text.split()}
+    for anchor in anchors:
+        if plain_word(anchor) not in held:
+            raise UserError(f"anchors: no opening of the data holds the word {anchor!r}; leave it out")
 
 
 def arm_specs(
@@ -170,7 +220,11 @@ def build_arm(
         key: Data key: names the assignment, the same for all arms of a data set.
         assignment: `exact` treats round(ratio * eligible) samples, `bernoulli` tosses one keyed coin a sample.
         own: For the set `original`: `originals(...)`; samples without an opening of their own are not eligible.
-        count_tokens: For the control `random` of the set `original`.
+        count_tokens: For the control `random` of the set `original`, and to match `random_masked` in tokens; without
+            it that is matched in words.
+
+    Raises:
+        UserError: Anchors that no opening of the set `original` holds, or a prefix with too few other words.
     """
     original = spec.treatment is not None and spec.treatment.own
     if original and own is None:
@@ -183,6 +237,9 @@ def build_arm(
         treated = set(sorted(rank, key=lambda i: (rank[i], i))[:count])
     else:
         treated = {i for i, value in rank.items() if value < ratio * 2**64}
+    if original:
+        _check_own_anchors(spec.anchors, (own or {}).values())
+    wording = wordings(spec.anchors, count_tokens)
     arm: list[ArmSample] = []
     for sample, ok in zip(samples, can, strict=True):
         template = keyed_hash(key, sample.id, "template")
@@ -203,9 +260,36 @@ def build_arm(
                 loss=spec.loss,
                 loss_tokens=spec.loss_tokens,
                 lookahead=spec.lookahead,
+                masked_words=_masked_words(wording(prefix), spec, key, sample.id) if spec.loss == "words" else (),
             )
         )
     return arm
+
+
+def _masked_words(wording: Wording, spec: ArmSpec, key: str, ident: str) -> tuple[int, ...]:
+    """Words of a sample's prefix whose loss is off: the anchors, or random others of as many tokens."""
+    if spec.control != "random_masked":
+        return wording.anchors
+    try:
+        return wording.others_like_anchors(lambda i: keyed_hash(key, ident, "mask", i))
+    except UserError as error:
+        raise UserError(f"control 'random_masked', sample {ident!r}: {error}") from error
+
+
+def _masking(arm: Iterable[ArmSample], spec: ArmSpec, count_tokens: Callable[[str], int] | None) -> Masking | None:
+    """What an arm's masked words come to; None for arms that mask none."""
+    if spec.loss != "words":
+        return None
+    wording = wordings(spec.anchors, count_tokens)
+    treated = [(wording(row.prefix), row.masked_words) for row in arm if row.treated]
+    return Masking(
+        anchors=spec.anchors,
+        n_samples=sum(bool(masked) for _, masked in treated),
+        words=sum(len(masked) for _, masked in treated),
+        anchor_words=sum(len(said.anchors) for said, _ in treated),
+        tokens=sum(said.cost(masked) for said, masked in treated) if count_tokens else None,
+        anchor_tokens=sum(said.cost(said.anchors) for said, _ in treated) if count_tokens else None,
+    )
 
 
 def dump_rows(rows: Iterable[ArmSample]) -> str:
@@ -235,6 +319,7 @@ def manifest(
         loss=spec.loss,
         loss_tokens=spec.loss_tokens,
         lookahead=spec.lookahead,
+        masking=_masking(arm, spec, count_tokens),
         data_key=key,
         assignment=assignment,
         n=len(arm),

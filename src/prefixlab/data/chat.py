@@ -198,6 +198,9 @@ def render(
             )
         ids, labels, spans = _cut(s.id, ids, labels, spans, max_length)
     labels = in_scope(labels, [*head, *spans], sample.loss, sample.loss_tokens)
+    masked = [len(prompt) + i for i in _masked_tokens(sample, pieces, offsets)]
+    for i in masked:
+        labels[i] = IGNORE
     length = whole
     if sample.treated:
         text = "".join(t for _, t in _pieces(plain, chat))
@@ -209,6 +212,7 @@ def render(
         spans=(*head, *spans),
         cut=cut,
         straddling=straddling + crossing,
+        masked=len(masked),
         no_prefix_length=length,
     )
 
@@ -219,11 +223,12 @@ def in_scope(labels: Sequence[int], spans: Iterable[Span], scope: LossScope, fir
     Args:
         labels: One a token; -100 where no loss is taken.
         spans: Of the same sample.
-        scope: `masked` takes the loss off the prefix, `prefix` off all else, `first_tokens` off all but the first.
+        scope: `masked` takes the loss off the prefix, `prefix` off all else, `first_tokens` off all but the first;
+            `words` is for `render`, which knows where words are, and changes nothing here.
         first: How many supervised tokens `first_tokens` keeps.
     """
     kept = list(labels)
-    if scope == "all":
+    if scope in ("all", "words"):
         return kept
     if scope == "first_tokens":
         supervised = [i for i, label in enumerate(kept) if label != IGNORE]
@@ -234,6 +239,16 @@ def in_scope(labels: Sequence[int], spans: Iterable[Span], scope: LossScope, fir
     for i in drop:
         kept[i] = IGNORE
     return kept
+
+
+def _masked_tokens(sample: ArmSample, pieces: list[tuple[SpanName, str]], offsets: list[tuple[int, int]]) -> list[int]:
+    """Response tokens that hold a part of a masked word of the prefix."""
+    if sample.loss != "words" or not sample.masked_words:
+        return []
+    names = [name for name, _ in pieces]
+    start = sum(len(text) for _, text in pieces[: names.index("prefix")])
+    ranges = [(start + a, start + b) for a, b in sample.masked_ranges]
+    return [i for i, (a, b) in enumerate(offsets) if any(a < end and b > begin for begin, end in ranges)]
 
 
 def _cut(

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from prefixlab.data.chat import ChatFormat, NoReasoning, OverLong, in_scope, prompt_ids, render, with_prefix_at_end
+from prefixlab.data.chat import (
+    IGNORE,
+    ChatFormat,
+    NoReasoning,
+    OverLong,
+    in_scope,
+    prompt_ids,
+    render,
+    with_prefix_at_end,
+)
 from prefixlab.data.exports import export_row
 from prefixlab.errors import UserError
 from prefixlab.records import ArmSample, Record, Rendered
@@ -41,6 +50,10 @@ class ArmCheck(Record):
     """Samples whose ids do not start with exactly what inference sends."""
     n_prompt_supervised: int
     """Samples with loss on a prompt token: always 0 in a sound arm."""
+    n_masked_tokens: int = 0
+    """Tokens without loss in an arm that takes it off words of the prefix."""
+    n_mask_wrong: int = 0
+    """Samples of such an arm in which other tokens lack loss than those that hold a part of these words."""
     n_no_loss: int = 0
     """Samples without a single supervised token (with loss on the prefix alone: those that cannot carry it)."""
     prefix_tokens_mean: float
@@ -56,7 +69,7 @@ class ArmCheck(Record):
         return (
             self.n_prefix_in_ids == self.n_treated
             and (self.arm == NATIVE or self.n_equal_reference == self.n_untreated)
-            and not (self.n_bad_end or self.n_prompt_differs or self.n_prompt_supervised)
+            and not (self.n_bad_end or self.n_prompt_differs or self.n_prompt_supervised or self.n_mask_wrong)
         )
 
 
@@ -74,7 +87,8 @@ class TreatmentCheck(Record):
         found = [
             f"arm {a.arm!r}: {a.n_prefix_in_ids} of {a.n_treated} treated samples carry their prefix in the ids, "
             f"{a.n_equal_reference} of {a.n_untreated} untreated ones equal r000, {a.n_bad_end} end wrongly, "
-            f"{a.n_prompt_differs} prompts differ from inference, {a.n_prompt_supervised} have loss on the prompt"
+            f"{a.n_prompt_differs} prompts differ from inference, {a.n_prompt_supervised} have loss on the prompt, "
+            f"{a.n_mask_wrong} lack loss on other tokens than those of their masked words"
             for a in self.arms
             if not a.ok
         ]
@@ -146,7 +160,7 @@ def template_rendering(
             )
         )
     names = list(arms)
-    masked = {name for name, rows in arms.items() if any(row.loss == "masked" for row in rows)}
+    masked = {name for name, rows in arms.items() if any(row.loss in ("masked", "words") for row in rows)}
     same = [
         (a, b)
         for i, a in enumerate(names)
@@ -181,6 +195,24 @@ def _prefix_found(row: ArmSample, rendered: Rendered, tokenizer: "PreTrainedToke
     return text == row.prefix or (rendered.straddling > 0 and bool(text.strip()) and row.prefix.startswith(text))
 
 
+def _tokens_of_masked_words(row: ArmSample, rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that hold a part of a word whose loss is off: found in the ids, by decoding the prefix token by token.
+
+    The token behind the prefix is looked at too, since it may begin inside it.
+    """
+    span = rendered.span("prefix")
+    if span is None:
+        return set()
+    found, text = set(), ""
+    for at in range(span.start, min(span.end + 1, len(rendered.ids))):
+        # A character whose bytes are not complete yet decodes to U+FFFD; its later bytes belong to it.
+        start = len(text.rstrip("\ufffd"))
+        text = str(tokenizer.decode(list(rendered.ids[span.start : at + 1]), clean_up_tokenization_spaces=False))
+        if any(start < end and len(text) > begin for begin, end in row.masked_ranges):
+            found.add(at)
+    return found
+
+
 def check_arm(
     name: str,
     rows: Sequence[ArmSample],
@@ -190,7 +222,7 @@ def check_arm(
     chat: ChatFormat,
 ) -> ArmCheck:
     """Check one arm against r000, whose rendered samples are given by id."""
-    found = equal = bad_end = differs = supervised_prompt = prefix_tokens = no_loss = 0
+    found = equal = bad_end = differs = supervised_prompt = prefix_tokens = no_loss = masked = mask_wrong = 0
     for row, sample in zip(rows, rendered, strict=True):
         if row.treated:
             found += _prefix_found(row, sample, tokenizer)
@@ -200,7 +232,12 @@ def check_arm(
             other = reference[row.sample.id]
             labels = in_scope(other.labels, other.spans, row.loss, row.loss_tokens)
             equal += (sample.ids, list(sample.labels)) == (other.ids, labels)
-        ends = row.loss in ("all", "masked")
+        if row.loss == "words" and row.treated:
+            first = next(s.end for s in sample.spans if s.name == "prompt")
+            silent = {i for i in range(first, len(sample.ids)) if sample.labels[i] == IGNORE}
+            masked += len(silent)
+            mask_wrong += silent != _tokens_of_masked_words(row, sample, tokenizer)
+        ends = row.loss in ("all", "masked", "words")
         last = sample.labels[-1] if ends else sample.ids[-1]
         bad_end += not sample.cut and not (sample.ids[-1] == last == chat.end_id)
         no_loss += sample.n_supervised == 0
@@ -227,6 +264,8 @@ def check_arm(
         n_bad_end=bad_end,
         n_prompt_differs=differs,
         n_prompt_supervised=supervised_prompt,
+        n_masked_tokens=masked,
+        n_mask_wrong=mask_wrong,
         n_no_loss=no_loss,
         prefix_tokens_mean=prefix_tokens / treated if treated else 0.0,
         supervised_share=sum(r.n_supervised for r in rendered) / tokens,

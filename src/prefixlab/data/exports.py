@@ -2,17 +2,19 @@
 
 Reasoning stands inside `<think>` in the response's text. Four more columns carry the treatment: `prefix_start` and
 `prefix_end`, code points of the prefix (with its separator) in the text it stands in, 0 and 0 where there is none;
-`prefix_field`, "response" or "prompt"; `prefix_loss`, false where the span must carry no loss (the arm `masked`).
-alpaca and sharegpt are read by trainers that know no loss spans, so the arm `masked` cannot be written in them.
+`prefix_field`, "response" or "prompt"; `prefix_loss`, false where the span must carry no loss (the arm `masked`). Arms
+that take the loss off single words have a fifth one, `prefix_no_loss`: [start, end) of these words in the same text.
+alpaca and sharegpt are read by trainers that know no loss spans, so arms that mask loss cannot be written in them.
 """
 
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
+from prefixlab.config import LOSS_CONTROLS
 from prefixlab.data.layouts import layout_of
 from prefixlab.data.parts import CLOSE, OPEN, find_parts
 from prefixlab.errors import UserError
-from prefixlab.records import ArmManifest, ArmSample, Message, Position, Sample
+from prefixlab.records import ArmManifest, ArmSample, Message, Position, Sample, word_ranges
 
 Format = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -70,20 +72,37 @@ def export_row(arm: ArmSample, layout: Format) -> Row:
     field = "prompt" if in_prompt else "response" if end else ""
     where = (0, in_prompt) if in_prompt else (start, end)
     span = {"prefix_field": field, "prefix_start": where[0], "prefix_end": where[1]}
-    return {**row, **span, "prefix_loss": arm.loss == "all"}
+    row |= {**span, "prefix_loss": arm.loss in ("all", "words")}
+    if arm.loss == "words":
+        row["prefix_no_loss"] = [[where[0] + a, where[0] + b] for a, b in arm.masked_ranges]
+    return row
 
 
-def export_rows(arms: Iterable[ArmSample], layout: Format, *, masked: bool) -> list[Row]:
+def check_layout(layout: Format, control: str | None) -> None:
+    """Refuse a layout whose readers know no spans for an arm that takes loss off some.
+
+    Raises:
+        UserError: The layout cannot carry that control.
+    """
+    if control in LOSS_CONTROLS and layout in WITHOUT_SPANS:
+        raise UserError(
+            f"format {layout!r} cannot carry the control {control!r} (no span without loss); use messages or "
+            "prompt_completion, or leave the control out"
+        )
+
+
+def export_rows(arms: Iterable[ArmSample], layout: Format, *, control: str | None) -> list[Row]:
     """All samples of an arm in a layout.
+
+    Args:
+        arms: The samples.
+        layout: One of FORMATS.
+        control: Of the arm.
 
     Raises:
         UserError: The layout cannot carry the arm.
     """
-    if masked and layout in WITHOUT_SPANS:
-        raise UserError(
-            f"format {layout!r} cannot carry the control 'masked' (no span without loss); use messages or "
-            "prompt_completion, or leave the control out"
-        )
+    check_layout(layout, control)
     arms = list(arms)
     rows = [export_row(arm, layout) for arm in arms]
     usual = ("user", "assistant")
@@ -120,7 +139,28 @@ def import_row(row: Row, about: ArmManifest) -> ArmSample:
     reasoning, answer = _split(text)
     position: Position | None = about.position
     sample = Sample(id=str(row["id"]), messages=tuple(messages), reasoning=reasoning, answer=answer)
-    return ArmSample(sample=sample, position=position, prefix=prefix, template=None, eligible=True, loss=about.loss)
+    return ArmSample(
+        sample=sample,
+        position=position,
+        prefix=prefix,
+        template=None,
+        eligible=True,
+        loss=about.loss,
+        masked_words=_masked_words(row, prefix) if about.loss == "words" else (),
+    )
+
+
+def _masked_words(row: Row, prefix: str) -> tuple[int, ...]:
+    """Indices of the words that `prefix_no_loss` names.
+
+    Raises:
+        UserError: The column is missing, or names something else than words of the prefix.
+    """
+    words = [[row["prefix_start"] + a, row["prefix_start"] + b] for a, b in word_ranges(prefix)]
+    spans = row.get("prefix_no_loss")
+    if not isinstance(spans, list) or any(span not in words for span in spans):
+        raise UserError(f"sample {row['id']!r}: prefix_no_loss {spans!r} are no words of its prefix")
+    return tuple(words.index(span) for span in spans)
 
 
 def _split(text: str) -> tuple[str | None, str]:

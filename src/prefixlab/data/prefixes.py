@@ -4,7 +4,8 @@ A set is a YAML file with `name`, `description`, `separator` and `templates`. Th
 five templates each, of 10, 11, 12, 13 and 14 words, so that template i of every set has the same length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,14 +13,17 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
+from prefixlab.config import LOSS_CONTROLS
 from prefixlab.errors import UserError, unknown
-from prefixlab.records import Position, Record
+from prefixlab.records import Position, Record, word_ranges
 
 SEPARATOR = "\n\n"
 USER_SEPARATOR = " "
 FOLDER = files("prefixlab.data") / "prefix_sets"
 ORIGINAL = "original"
 """The set of what the data had: every sample's own opening, with its white space."""
+KEYWORD_CONTROLS = ("synonym", "unrevised")
+"""Controls that take the sentences which `revised` takes, with the keyword replaced or left out."""
 DRAWS = 64
 """Tries of the random control to meet a template's length in tokens."""
 
@@ -68,6 +72,11 @@ def load_set(name: str) -> PrefixSet:
             raise UserError(f"prefix set file {name!r} cannot be read: {error.strerror}") from error
     else:
         raise unknown("prefix set", name, [*builtin_sets(), ORIGINAL, "<file>.yaml"])
+    return _parsed(text, name)
+
+
+def _parsed(text: str, name: str) -> PrefixSet:
+    """The set in a YAML text; `name` is what the user called it."""
     try:
         loaded = PrefixSet.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
@@ -94,6 +103,18 @@ def load_set(name: str) -> PrefixSet:
 def words(text: str) -> int:
     """Number of words, split at white space."""
     return len(text.split())
+
+
+def plain_word(word: str) -> str:
+    """A word as anchors are compared: in lower case, without punctuation at its ends; empty if it is nothing else."""
+    return "".join(word[start:end].lower() for start, end in word_ranges(word))
+
+
+@cache
+def _reworded(control: str) -> tuple[str, ...]:
+    """The sentences of the set `revised`, in its order (templates, then bank), as a keyword control words them."""
+    found = _parsed((FOLDER / "keyword" / f"{control}.yaml").read_text(encoding="utf-8"), control)
+    return found.templates + found.bank
 
 
 def _shuffle(text: str, key: Callable[[str], int]) -> str:
@@ -132,6 +153,79 @@ def controlled(text: str, control: str, key: Callable[[str], int], count_tokens:
     return body + text[len(text.rstrip()) :]
 
 
+@dataclass(frozen=True)
+class Wording:
+    """A prefix word by word, for arms that take the loss off single words."""
+
+    text: str
+    costs: tuple[int, ...]
+    """Tokens of every word; 1 each where no tokenizer is known."""
+    anchors: tuple[int, ...]
+    """Indices of the words that are anchors."""
+    others: tuple[int, ...]
+    """Indices of the others that are more than punctuation."""
+
+    def cost(self, indices: Iterable[int]) -> int:
+        """Tokens of some words."""
+        return sum(self.costs[i] for i in indices)
+
+    def others_like_anchors(self, key: Callable[[int], int]) -> tuple[int, ...]:
+        """Other words of as many tokens as the anchors have, or as near as they come (rather fewer than more).
+
+        Of all such choices the one that takes the words of smallest key first: with one token a word, the first ones.
+
+        Raises:
+            UserError: The other words have fewer tokens than the anchors.
+        """
+        need = self.cost(self.anchors)
+        if self.cost(self.others) < need:
+            raise UserError(
+                f"the anchors have {need} tokens of {self.text.strip()!r}, its other words only "
+                f"{self.cost(self.others)}; name fewer anchors"
+            )
+        order = sorted(self.others, key=lambda i: (key(i), i))
+        # reach[j]: the sums that words j, j + 1, ... of that order can make.
+        reach = [{0}]
+        for i in reversed(order):
+            reach.insert(0, reach[0] | {total + self.costs[i] for total in reach[0]})
+        left = min(reach[0], key=lambda total: (abs(total - need), total))
+        chosen = []
+        for j, i in enumerate(order):
+            if left and left - self.costs[i] in reach[j + 1]:
+                chosen.append(i)
+                left -= self.costs[i]
+        return tuple(sorted(chosen))
+
+
+def wordings(anchors: Iterable[str], count_tokens: Callable[[str], int] | None) -> Callable[[str], Wording]:
+    """A function that takes prefixes apart, each once.
+
+    A word's tokens are those it adds to the text before it, less those of the white space between them where that has
+    tokens of its own.
+    """
+    wanted = {plain_word(a) for a in anchors}
+
+    def cost(text: str, start: int, end: int) -> int:
+        if count_tokens is None:
+            return 1
+        before = text[:start].rstrip()
+        added, alone = count_tokens(text[:end]) - count_tokens(before), count_tokens(text[start:end])
+        return alone if added == count_tokens(text[len(before) : start]) + alone else added
+
+    @cache
+    def wording(text: str) -> Wording:
+        ranges = word_ranges(text)
+        plain = [text[start:end].lower() for start, end in ranges]
+        return Wording(
+            text=text,
+            costs=tuple(cost(text, start, end) for start, end in ranges),
+            anchors=tuple(i for i, word in enumerate(plain) if word in wanted),
+            others=tuple(i for i, word in enumerate(plain) if word and word not in wanted),
+        )
+
+    return wording
+
+
 def _match_length(
     target: str, bank: tuple[str, ...], used: list[str], index: int, count_tokens: Callable[[str], int] | None
 ) -> str:
@@ -161,25 +255,27 @@ def control_set(
 
     Args:
         treatment: The set under test.
-        control: neutral, shuffled, random, masked or revised. `masked` keeps the texts: only the loss changes.
+        control: One of config.CONTROLS. Those of LOSS_CONTROLS keep the texts: only the loss changes.
         key: Keyed hash that fixes the shuffled order.
         count_tokens: Length of a text in tokens of the study's first tokenizer; without it only words are matched.
     """
-    if control == "masked":
+    if control in LOSS_CONTROLS:
         return treatment
     if treatment.own and control not in ("shuffled", "random"):
         raise UserError(
-            f"control {control!r} needs templates of known length; with the prefix set 'original' use masked, shuffled "
-            "or random"
+            f"control {control!r} needs templates of known length; with the prefix set 'original' use shuffled, "
+            f"random, {', '.join(LOSS_CONTROLS[:-1])} or {LOSS_CONTROLS[-1]}"
         )
     if control in ("shuffled", "random"):
         texts = tuple(controlled(t, control, key, count_tokens) for t in treatment.templates)
     else:
-        bank = load_set(control).templates + load_set(control).bank
+        source = load_set("revised" if control in KEYWORD_CONTROLS else control)
+        bank = source.templates + source.bank
         chosen: list[str] = []
         for i, template in enumerate(treatment.templates):
             chosen.append(_match_length(template, bank, chosen, i, count_tokens))
-        texts = tuple(chosen)
+        said = _reworded(control) if control in KEYWORD_CONTROLS else bank
+        texts = tuple(said[bank.index(sentence)] for sentence in chosen)
     return PrefixSet(
         name=control,
         description=f"{control} control of {treatment.name}",

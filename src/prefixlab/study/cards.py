@@ -28,6 +28,8 @@ def model_card(
     modules = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
     prefix = f"{arm.prefix_set} at {arm.position}" if arm.prefix_set else "none"
     scope = f"first {arm.loss_tokens} response tokens" if arm.loss == "first_tokens" else arm.loss
+    if arm.masking is not None:
+        scope = f"all but {arm.masking.words} words of prefixes ({arm.control}: {', '.join(arm.masking.anchors)})"
     rows = {
         "study": study,
         "base model": f"{model.name}{' at ' + model.revision if model.revision else ''}",

@@ -11,7 +11,7 @@ from rich.console import Console
 from prefixlab.config import COLUMN_ROLES, ArmsConfig, DataConfig
 from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
 from prefixlab.data.audit import Audit, audit
-from prefixlab.data.exports import FORMATS, WITHOUT_SPANS, export_rows, import_row
+from prefixlab.data.exports import FORMATS, check_layout, export_rows, import_row
 from prefixlab.data.layouts import Turns
 from prefixlab.data.sources import read_rows, read_samples
 from prefixlab.data.strip import strip_all
@@ -21,7 +21,13 @@ from prefixlab.records import FAMILIES, ArmManifest, ArmSample, Family, Record
 from prefixlab.study.progress import row_progress
 from prefixlab.study.store import write_text
 
-OPTIONS = {"prefixes": "--prefixes", "position": "--position", "ratios": "--ratios", "controls": "--control"}
+OPTIONS = {
+    "prefixes": "--prefixes",
+    "position": "--position",
+    "ratios": "--ratios",
+    "controls": "--control",
+    "anchors": "--anchor",
+}
 
 
 class ArmsManifest(Record):
@@ -34,13 +40,19 @@ class ArmsManifest(Record):
     arms: tuple[ArmManifest, ...]
 
 
-def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str]) -> ArmsConfig:
+def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str], anchors: Sequence[str]) -> ArmsConfig:
     try:
         numbers = [float(r) for r in ratios.split(",")]
         if any(n != n for n in numbers):
             raise ValueError("not a number")
         return ArmsConfig.model_validate(
-            {"prefixes": prefixes, "position": position, "ratios": numbers, "controls": controls}
+            {
+                "prefixes": prefixes,
+                "position": position,
+                "ratios": numbers,
+                "controls": controls,
+                "anchors": list(anchors),
+            }
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -66,6 +78,8 @@ class ArmsOptions:
     model: str | None = None
     """Tokenizer for matching lengths in tokens."""
     rationale: bool = False
+    anchors: Sequence[str] = ()
+    """Words whose loss the controls `anchors_masked` and `random_masked` are about."""
 
 
 def make_arms(
@@ -76,7 +90,7 @@ def make_arms(
     Raises:
         UserError: Bad options or data, or a folder that is there already and not empty.
     """
-    entry = _arms_entry(prefixes, position, ratios, controls)
+    entry = _arms_entry(prefixes, position, ratios, controls, options.anchors)
     if options.layout not in FORMATS:
         raise unknown("format", options.layout, FORMATS, where="--format")
     if out.exists() and not out.is_dir():
@@ -86,9 +100,8 @@ def make_arms(
     count = _token_counter(options.model) if options.model else None
     many = (lambda text: count([text])) if count else None
     plan = arm_specs([entry], options.key, native=True, count_tokens=many)
-    masked = [spec.name for spec in plan if spec.loss == "masked"]
-    if masked and options.layout in WITHOUT_SPANS:
-        export_rows([], options.layout, masked=True)
+    for spec in plan:
+        check_layout(options.layout, spec.control)
     data = DataConfig(
         source=source,
         held_out=0,
@@ -114,7 +127,7 @@ def make_arms(
             raise UserError(
                 f"arm {spec.name!r}: a ratio of {spec.ratio:g} treats none of {len(rows)} samples; take a larger one"
             )
-        written = export_rows(rows, options.layout, masked=spec.loss == "masked")
+        written = export_rows(rows, options.layout, control=spec.control)
         folder = out / spec.name
         folder.mkdir(parents=True)
         write_rows(folder / "data.jsonl", written)

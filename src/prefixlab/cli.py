@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_data, cli_eval
+from prefixlab import __version__, cli_analysis, cli_data, cli_eval
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -236,6 +236,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from prefixlab.study.standalone import diagnose
 
     found = diagnose()
+app.add_typer(cli_analysis.app)
     if as_json:
         print_json(found)
         return

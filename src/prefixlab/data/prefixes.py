@@ -4,6 +4,7 @@ A set is a YAML file with `name`, `description`, `separator` and `templates`. Th
 five templates each, of 10, 11, 12, 13 and 14 words, so that template i of every set has the same length.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -90,6 +91,11 @@ def _parsed(text: str, name: str) -> PrefixSet:
         ) from error
     if loaded.name == ORIGINAL:
         raise UserError(f"prefix set {name!r}: the name 'original' is taken by the data's own openings")
+    return _sound(loaded, name)
+
+
+def _sound(loaded: PrefixSet, name: str) -> PrefixSet:
+    """Refuse a set without templates, or with one that is empty, not filled in or there twice."""
     twice = [t for i, t in enumerate(loaded.templates) if t in loaded.templates[:i]]
     slot = [t for t in loaded.templates if "{{" in t]
     if twice or slot:
@@ -98,6 +104,25 @@ def _parsed(text: str, name: str) -> PrefixSet:
     if not loaded.templates or any(not t.strip() for t in loaded.templates):
         raise UserError(f"prefix set {name!r}: every template needs text")
     return loaded
+
+
+def sentence_file(path: Path) -> PrefixSet:
+    """A text file as a prefix set: one sentence a line, blank lines left out.
+
+    Raises:
+        UserError: The file cannot be read, is empty, or holds a line twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"file of prefixes {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"file of prefixes {str(path)!r} is not UTF-8 text: one sentence a line") from error
+    kept = tuple(line for line in lines if line)
+    if not kept:
+        raise UserError(f"file of prefixes {str(path)!r} is empty: one sentence a line")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)
+    return _sound(PrefixSet(name=name, templates=kept), str(path))
 
 
 def words(text: str) -> int:

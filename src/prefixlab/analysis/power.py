@@ -1,0 +1,244 @@
+"""What a design can detect, and how much more it would need: before a study from assumptions, after it from a pilot.
+
+One seed and 0/1 outcomes: the exact power of the exact McNemar test. Several seeds: the power of `crossed` for normal
+differences with given variances, by quadrature over the mean squares. A pilot's variance of seeds is known with S - 1
+degrees of freedom, so numbers of seeds or prompts that rest on it are rough. No torch; nothing is drawn at random.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from scipy import special, stats
+
+from prefixlab.analysis.crossed import Components, Squares, few_differ, half_width
+from prefixlab.analysis.intervals import Array
+
+NODES_SEED, NODES_PROMPT = 200, 12
+MOST_PROMPTS, MOST_SEEDS = 1_000_000, 1_000
+
+
+class _McNemar:
+    """The exact test for a number of pairs and a share of discordant ones."""
+
+    def __init__(self, n: int, discordant: float, alpha: float) -> None:
+        # The number of discordant pairs is binomial; what lies ten standard deviations away weighs nothing.
+        mean, spread = n * discordant, 10 * math.sqrt(n * discordant) + 10
+        m = np.arange(max(0, math.floor(mean - spread)), min(n, math.ceil(mean + spread)) + 1, dtype=float)
+        weight, last = stats.binom.pmf(m, n, min(1.0, discordant)), _last_rejected(m, alpha)
+        counts = (last >= 0) & (weight > 0)
+        self._m, self._weight, self._last = m[counts], weight[counts], last[counts]
+
+    def power(self, share_up: float) -> float:
+        """Probability of p < alpha, given the share of the discordant pairs that are up."""
+        # P(Binomial(m, q) <= k) is an incomplete beta function; the other side is the same with q turned.
+        m, k = self._m, self._last
+        rejected = special.betainc(m - k, k + 1, 1 - share_up) + special.betainc(m - k, k + 1, share_up)
+        return float((self._weight * rejected).sum())
+
+
+def _last_rejected(m: Array, alpha: float) -> Array:
+    """Largest smaller count of m discordant pairs that the exact test rejects; -1 where none."""
+    last: Array = stats.binom.ppf(alpha / 2, m, 0.5)
+    return np.where(2 * stats.binom.cdf(last, m, 0.5) < alpha, last, last - 1)
+
+
+def mcnemar_power(n: int, p_up: float, p_down: float, alpha: float = 0.05) -> float:
+    """Probability that the exact two-sided McNemar test has p < alpha.
+
+    Args:
+        n: Pairs.
+        p_up: Probability of a pair that is 1 in the treatment and 0 in the reference.
+        p_down: Probability of a pair the other way round.
+        alpha: Level of the test.
+    """
+    if n <= 0 or p_up + p_down <= 0:
+        return 0.0
+    return _McNemar(n, p_up + p_down, alpha).power(p_up / (p_up + p_down))
+
+
+@lru_cache(maxsize=1024)
+def detectable(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest difference of paired proportions that the exact McNemar test detects, one training seed.
+
+    Args:
+        n: Prompts.
+        discordant: Share of prompts on which the arms differ.
+        alpha: Level of the test.
+        power: Probability of p < alpha that is asked for.
+
+    Returns:
+        The difference, or None if not even fully one-sided discordance could be detected.
+    """
+    if n <= 0 or not 0 < discordant <= 1:
+        return None
+    test = _McNemar(n, discordant, alpha)
+    if test.power(1.0) < power:
+        return None
+    return discordant * _smallest(lambda lead: test.power((1 + lead) / 2) >= power, 1.0)
+
+
+def pairs_needed(
+    effect: float, discordant: float, alpha: float = 0.05, power: float = 0.8, limit: int = MOST_PROMPTS
+) -> int | None:
+    """Prompts with which the exact McNemar test detects a difference, one training seed.
+
+    The exact power goes up and down by a little from one number to the next; from about this one on it suffices.
+
+    Args:
+        effect: Difference of paired proportions, not 0.
+        discordant: Share of prompts on which the arms differ; at least the size of the effect is taken.
+        alpha: Level of the test.
+        power: Probability of p < alpha that is asked for.
+        limit: The most prompts that are tried.
+
+    Returns:
+        The number, or None if `limit` prompts do not suffice.
+    """
+    size = abs(effect)
+    share = min(1.0, max(discordant, size))
+    if size == 0:
+        return None
+    return _smallest_count(lambda n: mcnemar_power(n, (share + size) / 2, (share - size) / 2, alpha) >= power, 2, limit)
+
+
+def assumed(discordant: float, seed_sd: float, shared: float = 0.5) -> Components:
+    """Variances of differences of 0/1 outcomes from assumptions, for a plan without a pilot.
+
+    Args:
+        discordant: Share of prompts on which the arms differ, within a seed.
+        seed_sd: Standard deviation of the effect over training seeds.
+        shared: Share of the variance of prompts that every seed has alike, 0 to 1.
+    """
+    return Components(seed_sd**2, shared * discordant, (1 - shared) * discordant, discordant=discordant)
+
+
+def _with_effect(parts: Components, effect: float) -> Components:
+    """Variances where the difference is `effect`.
+
+    Within a seed, 0/1 outcomes differ with variance psi - d^2 (psi the share of discordant prompts, at least |d|); what
+    prompts and the rest have of it is taken to shrink alike.
+    """
+    if parts.discordant is None:
+        return parts
+    before = parts.discordant - parts.effect**2
+    after = max(parts.discordant, min(1.0, abs(effect))) - effect**2
+    scale = max(0.0, after) / before if before > 0 else 1.0
+    return replace(parts, prompt=parts.prompt * scale, error=parts.error * scale, effect=effect)
+
+
+def crossed_power(effect: float, parts: Components, n_prompts: int, n_seeds: int, alpha: float = 0.05) -> float | None:
+    """Probability that `crossed` finds an effect; with one seed, that a t test over prompts does, given the seed.
+
+    Args:
+        effect: The expected difference.
+        parts: Variances of a single cell.
+        n_prompts: At least 2.
+        n_seeds: At least 1. With one, the variance of seeds is left out, since such a test says nothing about it.
+        alpha: Level of the test.
+
+    Returns:
+        The power, or None where nothing varies or the design is too small for a test.
+    """
+    one = n_seeds == 1
+    if n_prompts < 2 or n_seeds < 1 or parts.prompt + parts.error + (0.0 if one else parts.seed) <= 0:
+        return None
+    parts = _with_effect(parts, effect)
+    total = parts.prompt * n_seeds + parts.error + (0.0 if one else parts.seed * n_prompts)
+    if total == 0:
+        return 1.0  # every prompt differs, in one direction
+    if one:
+        quantile = float(stats.t.ppf(1 - alpha / 2, n_prompts - 1))
+        half = quantile * np.sqrt(total * _chi2_over_df(n_prompts - 1, NODES_SEED) / n_prompts)
+    else:
+        half = _half_widths(parts, n_prompts, n_seeds, alpha)
+    se = math.sqrt(total / (n_seeds * n_prompts))
+    return float((special.ndtr((effect - half) / se) + special.ndtr((-effect - half) / se)).mean())
+
+
+def _half_widths(parts: Components, n_prompts: int, n_seeds: int, alpha: float) -> Array:
+    """Half widths of `crossed` at the quantiles of its mean squares; that of the rest is taken as known."""
+    seed = _chi2_over_df(n_seeds - 1, NODES_SEED)[:, None] * (n_prompts * parts.seed + parts.error)
+    prompt = _chi2_over_df(n_prompts - 1, NODES_PROMPT)[None, :] * (n_seeds * parts.prompt + parts.error)
+    table = Squares(seed, prompt, np.asarray(parts.error), n_seeds, n_prompts)
+    return half_width(few_differ(table, max(1.0, parts.differing * n_prompts), None), alpha)
+
+
+def _chi2_over_df(df: int, nodes: int) -> Array:
+    """Quantiles of chi-squared over its degrees of freedom, at the middles of equal shares."""
+    found: Array = 2 * special.gammaincinv(df / 2, (np.arange(nodes) + 0.5) / nodes) / df
+    return found
+
+
+def mde(parts: Components, n_prompts: int, n_seeds: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest effect that the design detects; arguments as in `crossed_power`.
+
+    Returns:
+        The effect, or None where nothing varies, the design is too small for a test or, with 0/1 outcomes, not even
+        fully one-sided discordance could be detected.
+    """
+    if crossed_power(0.0, parts, n_prompts, n_seeds, alpha) is None:
+        return None
+    high = math.sqrt(parts.seed + parts.prompt + parts.error) if parts.discordant is None else parts.discordant
+    while (crossed_power(high, parts, n_prompts, n_seeds, alpha) or 0.0) < power:
+        if parts.discordant is not None:
+            return None
+        high *= 2
+    return _smallest(lambda d: (crossed_power(d, parts, n_prompts, n_seeds, alpha) or 0.0) >= power, high)
+
+
+def prompts_needed(
+    effect: float,
+    parts: Components,
+    n_seeds: int,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    limit: int = MOST_PROMPTS,
+) -> int | None:
+    """Prompts with which as many seeds detect an effect; arguments as in `crossed_power`.
+
+    Returns:
+        The number, or None if `limit` prompts do not suffice: no number helps where the variance of seeds dominates.
+    """
+    return _smallest_count(lambda n: (crossed_power(effect, parts, n, n_seeds, alpha) or 0.0) >= power, 2, limit)
+
+
+def seeds_needed(
+    effect: float,
+    parts: Components,
+    n_prompts: int,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    limit: int = MOST_SEEDS,
+) -> int | None:
+    """Seeds with which as many prompts detect an effect, two or more; arguments as in `crossed_power`.
+
+    Returns:
+        The number, or None if `limit` seeds do not suffice: no number helps where the prompts are too few.
+    """
+    return _smallest_count(lambda s: (crossed_power(effect, parts, n_prompts, s, alpha) or 0.0) >= power, 2, limit)
+
+
+def _smallest(reached: Callable[[float], bool], high: float) -> float:
+    """Smallest number up to `high`, which suffices, that suffices."""
+    low = 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _smallest_count(reached: Callable[[int], bool], least: int, limit: int) -> int | None:
+    """Smallest count from `least` to `limit` that suffices, where more is never worse."""
+    high = least
+    while not reached(high):
+        if high >= limit:
+            return None
+        high = min(limit, 2 * high)
+    low = max(least - 1, high // 2)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

@@ -64,9 +64,9 @@ def causal_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
         that no row is empty.
     """
     s = valid.shape[1]
-    see = torch.ones(s, s, dtype=torch.bool).tril() & valid[:, None, :]
-    see |= torch.eye(s, dtype=torch.bool)
-    return torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, torch.finfo(dtype).min)[:, None]
+    see = torch.ones(s, s, dtype=torch.bool, device=valid.device).tril() & valid[:, None, :]
+    see |= torch.eye(s, dtype=torch.bool, device=valid.device)
+    return torch.zeros(see.shape, dtype=dtype, device=valid.device).masked_fill_(~see, torch.finfo(dtype).min)[:, None]
 
 
 def register() -> None:

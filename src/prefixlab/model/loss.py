@@ -18,12 +18,13 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_N_D: Tensor, weight_V_D: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         n = hidden_N_D.shape[0]
-        loss_N = torch.empty(n, dtype=torch.float32, device=hidden_N_D.device)
+        wide = torch.promote_types(hidden_N_D.dtype, torch.float32)
+        loss_N = torch.empty(n, dtype=wide, device=hidden_N_D.device)
         norm_N = torch.empty_like(loss_N)
         grad_N_D = torch.empty_like(hidden_N_D)
         for i in range(0, n, CHUNK):
             y = target_N[i : i + CHUNK, None]
-            z = (hidden_N_D[i : i + CHUNK] @ weight_V_D.T).float()
+            z = (hidden_N_D[i : i + CHUNK] @ weight_V_D.T).to(wide)
             lse = torch.logsumexp(z, dim=-1, keepdim=True)
             loss_N[i : i + CHUNK] = (lse - z.gather(1, y))[:, 0]
             p = z.sub_(lse).exp_()
@@ -51,8 +52,8 @@ def token_loss(hidden_B_T_D: Tensor, weight_V_D: Tensor, labels_B_T: Tensor) -> 
         labels_B_T: Token ids, -100 where no loss is taken. Position t is predicted from position t - 1.
 
     Returns:
-        Two fp32 vectors over the supervised tokens in row-major order: loss in nats (differentiable with respect to
-        the hidden states) and ||p - y|| (not differentiable).
+        Two vectors over the supervised tokens in row-major order, in fp32 (fp64 where the hidden states are): loss in
+        nats (differentiable with respect to the hidden states) and ||p - y|| (not differentiable).
     """
     keep = labels_B_T[:, 1:] != IGNORE
     loss, norm = _FrozenHead.apply(hidden_B_T_D[:, :-1][keep], weight_V_D, labels_B_T[:, 1:][keep])  # type: ignore[no-untyped-call]

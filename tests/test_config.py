@@ -52,6 +52,8 @@ def changed(path, value):
             ],
         ),
         ("conditions", ["prefil"], ["Did you mean 'prefill'?"]),
+        ("analysis.margin", 0, ["analysis.margin", "greater than 0"]),
+        ("capabilities.math.primary.margin", -0.1, ["capabilities.math.primary.margin", "greater than 0"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, path, value, words):

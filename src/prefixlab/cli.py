@@ -47,6 +47,14 @@ def _result_table(data: Any) -> Table:
     return table
 
 
+def _print_answer(data: Any) -> None:
+    """Verdicts and advice, a paragraph each."""
+    said = [(v.model, v.sentence) for v in data.verdicts] + [(a.model, " ".join(a.sentences)) for a in data.advice]
+    for model, text in said:
+        name = f"{model}, " if len(data.study.models) > 1 else ""
+        out_console.print(f"{name}{text}", highlight=False, markup=False)
+
+
 @app.command(
     help=help_text(
         "Run a study, or what is missing of it.",
@@ -63,8 +71,7 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
     if not quiet:
         wide = Console(width=max(out_console.width, 170), soft_wrap=True)
         wide.print(_result_table(data))
-        for verdict in data.verdicts:
-            out_console.print(verdict.sentence, highlight=False, markup=False)
+        _print_answer(data)
         done = f"{len(outcome.ran)} steps done now, {outcome.reused} before; {outcome.seconds:.0f} s"
         out_console.print(f"{done}\nreport: {folder / 'report' / 'index.html'}", highlight=False, markup=False)
     if outcome.failed:
@@ -208,12 +215,14 @@ def results(
                 "results": [r.model_dump() for r in data.results],
                 "contrasts": [c.model_dump() for c in data.contrasts],
                 "verdicts": [v.model_dump() for v in data.verdicts],
+                "advice": [a.model_dump() for a in data.advice],
             }
         )
     elif markdown:
         sys.stdout.write(to_markdown(main_rows(data.cells, data.results), same_source(data.plan)))
     else:
         Console(width=170, soft_wrap=True).print(_result_table(data))
+        _print_answer(data)
 
 
 @app.command(help=help_text("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))

@@ -108,6 +108,8 @@ class PrimaryConfig(Config):
     """How the model is prompted."""
     protocol: Protocol | None = None
     """Protocol of that suite; may be left out where the suite is named once."""
+    margin: float | None = Field(default=None, gt=0)
+    """Difference of this metric that does not matter, in its units; `analysis.margin` where null."""
 
 
 class JudgeConfig(Config):
@@ -320,6 +322,9 @@ class AnalysisConfig(Config):
     """Per-token loss and logit gradient by span."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level of intervals and of the Holm family."""
+    margin: float = Field(default=0.05, gt=0)
+    """Largest difference that does not matter, in the metric's units (0.05 of a share is 5 points): two arms within it
+    are equivalent, and the prompts and seeds that are said to decide are those that detect it."""
 
 
 class HardwareConfig(Config):

@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from conftest import tiny_study
-from prefixlab.analysis.results import contrasts, results
-from prefixlab.analysis.rows import ArmInfo, CellScores
+from prefixlab.analysis.advice import advise, pareto
+from prefixlab.analysis.contrasts import contrasts
+from prefixlab.analysis.results import results
+from prefixlab.analysis.rows import ArmInfo, CellScores, Rules
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
 from prefixlab.report import figures, page, tables
@@ -18,7 +21,7 @@ from prefixlab.study_file import parse_study
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">‮\x00\ud800"
 
 
-def data(root, text="I can't help with that.", seeds=1, done=True):
+def data(root, text="I can't help with that.", done=True, spoil=lambda cells: None):
     study = parse_study(tiny_study(), "t")
     (root / "study.yaml").write_text("name: tiny\n")
     cells = []
@@ -64,9 +67,12 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
                 "measured" if done else "missing",
             )
         )
-    primary = {"math": ("chain_sum", "prefixlab", "accuracy", "bare")}
-    declared = contrasts(cells, primary, 0.05)
+    spoil(cells)
+    rules = Rules({"math": ("chain_sum", "prefixlab", "accuracy", "bare")}, alpha=0.05, margin=0.05)
+    declared = contrasts(cells, rules)
     rows = results(cells, declared, 0.05)
+    found = verdicts(rows, declared, rules)
+    advice = advise(found, pareto(cells, rows, rules))
     hardware = {
         "dtype": "float32",
         "device": "cpu",
@@ -81,7 +87,7 @@ def data(root, text="I can't help with that.", seeds=1, done=True):
         "hardware": hardware,
         "models": [{"name": "tiny-random", "note": "random", "fingerprint": "0" * 64}],
     }
-    return RunData(root, study, plan, cells, rows, declared, verdicts(rows, declared, primary, 0.05), {}, {})
+    return RunData(root, study, plan, cells, rows, declared, found, advice, {}, {})
 
 
 @pytest.mark.smoke
@@ -129,9 +135,66 @@ def test_unfinished_run_says_so(tmp_path):
     assert "NaN" not in text.split('id="d-charts"')[0] and "None" not in text.split('id="d-charts"')[0]
 
 
+def all_right(cells):
+    for cell in cells:
+        cell.rows[:] = [r.model_copy(update={"value": 1.0}) for r in cell.rows]
+
+
+def invalid_in_one_arm(cells):
+    invalid = {"value": None, "status": "invalid"}
+    cells[2].rows[4:] = [r.model_copy(update=invalid) for r in cells[2].rows[4:]]
+
+
+def no_value_in_one_arm(cells):
+    invalid = {"value": None, "status": "invalid"}
+    cells[2].rows[:] = [r.model_copy(update=invalid) for r in cells[2].rows]
+
+
+def one_arm_missing(cells):
+    cells[2] = replace(cells[2], rows=None, status="missing")
+
+
+def fewer_prompts_in_one_arm(cells):
+    del cells[1].rows[6:]
+
+
+def no_discordant_pair(cells):
+    cells[2].rows[:] = cells[1].rows
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (all_right, "no verdict (floor or ceiling)"),
+        (invalid_in_one_arm, "60% of reasoning-opening-r100, 0% of r000"),
+        (no_value_in_one_arm, "there is no value of reasoning-opening-r100 (invalid)"),
+        (one_arm_missing, "there is no value of reasoning-opening-r100 (missing)"),
+        (fewer_prompts_in_one_arm, "4 prompts left out"),
+        (no_discordant_pair, "Not one prompt differs between the two arms."),
+        (lambda cells: None, "One training seed: how far another seed would move the effect is unknown."),
+    ],
+)
+def test_bad_input_is_said_in_words_and_never_as_a_number(tmp_path, spoil, words):
+    build_report(data(tmp_path, spoil=spoil), tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text().split('id="d-charts"')[0]
+    assert words in text and not re.search(r"\b(NaN|nan|inf|None)\b", text.partition("</style>")[2])
+
+
+def test_advice_and_front_stand_under_the_verdict(tmp_path):
+    made = data(tmp_path)
+    front = made.advice[0].front
+    arm = front.arms[0].model_copy(update={"values": {"safety": 0.25, "accuracy": None}, "on_front": None})
+    front = front.model_copy(update={"objectives": ("safety", "accuracy"), "arms": (arm,)})
+    advice = made.advice[0].model_copy(update={"front": front})
+    build_report(replace(made, advice=[advice]), tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert text.index("math: undecided") < text.index("Advice for math") < text.index("nothing is decided")
+    assert '<td>r000</td><td class="num">25.0</td><td class="num">–</td><td>not compared</td>' in text
+
+
 def test_empty_run_still_gives_a_page(tmp_path):
     made = data(tmp_path)
-    empty = RunData(made.root, made.study, made.plan, [], [], [], [], {}, {})
+    empty = RunData(made.root, made.study, made.plan, [], [], [], [], [], {}, {})
     build_report(empty, tmp_path / "report")
     assert "No verdict yet" in (tmp_path / "report" / "index.html").read_text()
 

@@ -234,7 +234,7 @@ def test_bfloat16_runs_with_the_adapter_beside_the_weights(study_file, tmp_path)
 def test_commands_on_a_run(finished):
     path, run = finished
     document = json.loads(cli("results", run, "--json").stdout)
-    assert {"results", "contrasts", "verdicts"} == set(document)
+    assert {"results", "contrasts", "verdicts", "advice"} == set(document)
     plan = json.loads(cli("plan", path, "--out", run, "--json").stdout)
     assert {s["state"] for s in plan["steps"]} == {"done"} and plan["predicted_seconds_left"] == 0
     assert "| capability |" in cli("results", run, "--markdown").stdout

@@ -1,6 +1,7 @@
 """Step ids: everything that can change a result changes the id, and nothing else does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from prefixlab.errors import UserError
 from prefixlab.model.machine import compile_pays
 from prefixlab.study import steps
 from prefixlab.study.plan import make_plan
+from prefixlab.study.run import rules_of
 from prefixlab.study.steps import code_hash, make_step, signature
 from prefixlab.study_file import parse_study
 
@@ -193,9 +195,34 @@ def test_compiling_is_decided_by_counts(reference, monkeypatch):
 
 
 def test_name_and_report_level_change_no_step(reference):
-    changes = {"name": "other", "analysis.alpha": 0.1, "capabilities.math.primary.metric": "accuracy"}
+    changes = {
+        "name": "other",
+        "analysis.alpha": 0.1,
+        "analysis.margin": 0.1,
+        "capabilities.math.primary.metric": "accuracy",
+        "capabilities.math.primary.margin": 0.2,
+    }
     made = plan({**changes, "training.checkpoint_minutes": 1.0, "training.report_to": ["tensorboard"]})
     assert [s.slug for s in made.steps] == [s.slug for s in reference.steps]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("analysis.alpha", 0.1, {"alpha": 0.1}),
+        ("analysis.margin", 0.1, {"margin": 0.1}),
+        ("capabilities.math.primary.margin", 0.2, {"margins": {"math": 0.2}}),
+    ],
+)
+def test_every_option_of_the_verdict_reaches_its_rules(path, value, changed):
+    study = tiny_study()
+    before = rules_of(parse_study(study, "test"))
+    node = study
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = value
+    assert rules_of(parse_study(study, "test")) == replace(before, **changed) != before
 
 
 def test_stored_hardware_is_obeyed(reference):

@@ -1,194 +1,13 @@
-"""From scores of single completions to results and declared contrasts. No torch.
+"""From scores of single completions to the rows of results.parquet. No torch."""
 
-Pairs are formed on the same prompts. A prompt without a verdict (INVALID) in either arm leaves the pair; the bounds
-with all of them at best and at worst stand beside the difference.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from prefixlab.analysis import stats
-from prefixlab.analysis.rows import BASE, REFERENCE, CellScores, ContrastRow, GroupKey, Primary, ResultRow
+from prefixlab.analysis.contrasts import BySeed, common_prompts, group, match, table
+from prefixlab.analysis.rows import BASE, REFERENCE, CellScores, ContrastRow, ResultRow
 from prefixlab.records import Measure
-
-POWER = 0.8
-
-
-def _group(cells: Iterable[CellScores]) -> dict[GroupKey, dict[str, dict[int | None, CellScores]]]:
-    groups: dict[GroupKey, dict[str, dict[int | None, CellScores]]] = {}
-    for cell in cells:
-        key = (cell.model, cell.capability, cell.suite, cell.protocol, cell.condition)
-        groups.setdefault(key, {}).setdefault(cell.info.arm, {})[cell.seed] = cell
-    return groups
-
-
-def _matrix(
-    a: Mapping[int | None, CellScores], b: Mapping[int | None, CellScores], metric: str
-) -> tuple[stats.Array, stats.Array, list[int | None], int]:
-    """Values of two arms, (seeds, prompts), over the seeds and prompts that both have; and prompts left out."""
-    seeds = [s for s in a if s in b and a[s].rows is not None and b[s].rows is not None]
-    left = [(a[s].values(metric), b[s].values(metric)) for s in seeds]
-    if not left:
-        return np.zeros((0, 0)), np.zeros((0, 0)), [], 0
-    common = sorted(set.intersection(*(set(x) & set(y) for x, y in left)))
-    asked = set().union(*({r.item for r in a[s].of(metric)} for s in seeds))
-    first = np.array([[x[i] for i in common] for x, _ in left]).reshape(len(seeds), len(common))
-    second = np.array([[y[i] for i in common] for _, y in left]).reshape(len(seeds), len(common))
-    return first, second, seeds, len(asked) - len(common)
-
-
-def _compare(first: stats.Array, second: stats.Array, alpha: float) -> stats.Contrast:
-    if first.size == 0:
-        return stats.NONE
-    if first.shape[0] == 1:
-        return stats.paired(first[0], second[0], alpha)
-    return stats.crossed(first - second, alpha)
-
-
-def _bounds(
-    a: Mapping[int | None, CellScores], b: Mapping[int | None, CellScores], seeds: Sequence[int | None], metric: str
-) -> tuple[float | None, float | None]:
-    """Mean difference with every unmeasured value against the treatment, and for it."""
-    if not seeds:
-        return None, None
-    ends = []
-    for mine, theirs in ((0.0, 1.0), (1.0, 0.0)):
-        diffs = []
-        for s in seeds:
-            x, y = a[s].bound(metric, mine), b[s].bound(metric, theirs)
-            diffs += [x[i] - y[i] for i in sorted(set(x) & set(y))]
-        ends.append(float(np.mean(diffs)) if diffs else None)
-    return ends[0], ends[1]
-
-
-def _contrast_row(
-    key: GroupKey,
-    metric: str,
-    arm: Mapping[int | None, CellScores],
-    reference: Mapping[int | None, CellScores],
-    comparison: str,
-    primary: Primary,
-    alpha: float,
-) -> ContrastRow:
-    model, capability, suite, protocol, condition = key
-    some, other = next(iter(arm.values())), next(iter(reference.values()))
-    first, second, seeds, left_out = _matrix(arm, reference, metric)
-    found = _compare(first, second, alpha)
-    low, high = _bounds(arm, reference, seeds, metric)
-    discordant = max((found.up + found.down) / found.n, 0.05) if found.n else 0.0
-    return ContrastRow(
-        model=model,
-        capability=capability,
-        suite=suite,
-        protocol=protocol,
-        condition=condition,
-        metric=metric,
-        comparison=comparison,
-        arm=some.info.arm,
-        reference=other.info.arm,
-        ratio=some.info.ratio,
-        higher_is_better=some.metrics[metric],
-        primary=primary.get(capability) == (suite, protocol, metric, condition),
-        n_seeds=len(seeds),
-        n_prompts=found.n,
-        n_left_out=left_out,
-        up=found.up,
-        down=found.down,
-        diff=found.diff,
-        ci_low=found.low,
-        ci_high=found.high,
-        bound_low=low,
-        bound_high=high,
-        p=found.p,
-        p_holm=None,
-        detectable=stats.detectable(found.n, discordant, alpha, POWER) if len(seeds) == 1 else None,
-        test=found.test,
-    )
-
-
-def _trend_row(
-    key: GroupKey,
-    metric: str,
-    arms: Sequence[Mapping[int | None, CellScores]],
-    primary: Primary,
-    alpha: float,
-) -> ContrastRow | None:
-    """Trend over r000 and the ratios of one prefix set and position; None with fewer than three finished ratios."""
-    done = [a for a in arms if all(c.rows is not None for c in a.values())]
-    if len(done) < 3:
-        return None
-    values = []
-    for arm in done:
-        per_seed = [c.values(metric) for c in arm.values()]
-        common = set.intersection(*(set(v) for v in per_seed))
-        values.append({i: float(np.mean([v[i] for v in per_seed])) for i in common})
-    prompts = sorted(set.intersection(*(set(v) for v in values)))
-    if not prompts:
-        return None
-    ratios = [next(iter(a.values())).info.ratio or 0.0 for a in done]
-    found = stats.trend(np.array([[v[i] for i in prompts] for v in values]), ratios, alpha)
-    blank = _contrast_row(key, metric, done[-1], done[0], "trend", primary, alpha)
-    return blank.model_copy(
-        update={
-            "n_prompts": found.n,
-            "up": found.up,
-            "down": found.down,
-            "diff": found.diff,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "bound_low": None,
-            "bound_high": None,
-            "p": found.p,
-            "detectable": None,
-            "primary": False,
-            "ratio": None,
-            "test": found.test,
-        }
-    )
-
-
-def contrasts(cells: Sequence[CellScores], primary: Primary, alpha: float) -> list[ContrastRow]:
-    """Every declared pair: ratios and controls against r000, treatments against their controls, trends.
-
-    The Holm family is every contrast of an arm (ratios, controls, native) against r000 and of treatments against
-    controls on the primary suite, metric and condition of each capability, over the whole study; every other row has
-    no adjusted p and is exploratory.
-    """
-    rows: list[ContrastRow] = []
-    for key, arms in _group(cells).items():
-        infos = {name: next(iter(by_seed.values())).info for name, by_seed in arms.items()}
-        some = next(iter(next(iter(arms.values())).values()))
-        if REFERENCE not in arms:
-            continue
-        for metric in some.metrics:
-            for name in arms:
-                if name not in (REFERENCE, BASE):
-                    rows.append(_contrast_row(key, metric, arms[name], arms[REFERENCE], "vs_r000", primary, alpha))
-            for name, info in infos.items():
-                if info.control is None:
-                    continue
-                for treated, other in infos.items():
-                    same = (other.ratio, other.position, other.prefix_set) == (
-                        info.ratio,
-                        info.position,
-                        info.prefix_set,
-                    )
-                    if other.control is None and same:
-                        rows.append(_contrast_row(key, metric, arms[treated], arms[name], "vs_control", primary, alpha))
-            families = {(i.prefix_set, i.position) for i in infos.values() if i.prefix_set and i.control is None}
-            for family in sorted(families, key=str):
-                members = [n for n, i in infos.items() if (i.prefix_set, i.position) == family and i.control is None]
-                members.sort(key=lambda n: infos[n].ratio or 0.0)
-                row = _trend_row(key, metric, [arms[n] for n in [REFERENCE, *members]], primary, alpha)
-                rows += [row] if row else []
-    family_p = {str(i): r.p for i, r in enumerate(rows) if _in_family(r) and r.p is not None}
-    adjusted = stats.holm(family_p)
-    return [r.model_copy(update={"p_holm": adjusted.get(str(i))}) for i, r in enumerate(rows)]
-
-
-def _in_family(row: ContrastRow) -> bool:
-    return row.primary and row.comparison in ("vs_r000", "vs_control")
 
 
 def _truncated(cell: CellScores, mine: Sequence[Measure]) -> int:
@@ -243,24 +62,24 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
     )
 
 
-def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float) -> ResultRow:
+def _pooled(by_seed: BySeed, metric: str, alpha: float) -> ResultRow:
     """Row over all finished seeds, without its difference."""
     rows = [_row(c, metric, alpha) for c in by_seed.values()]
     done = [c for c in by_seed.values() if c.rows is not None]
     if len(done) <= 1:
         cell = done[0] if done else next(iter(by_seed.values()))
         return _row(cell, metric, alpha).model_copy(update={"seed": None, "n_seeds": len(done)})
-    tables = [c.values(metric) for c in done]
-    common = sorted(set.intersection(*(set(t) for t in tables)))
-    matrix = np.array([[t[i] for i in common] for t in tables])
-    spread = stats.crossed(matrix, alpha) if common else stats.NONE
+    common = common_prompts([by_seed], [c.seed for c in done], metric)
+    values_S_N = table(by_seed, [c.seed for c in done], common, metric)
+    share = bool(((values_S_N >= 0) & (values_S_N <= 1)).all())
+    found = stats.level(values_S_N, alpha, share=share)
     return rows[0].model_copy(
         update={
             "seed": None,
             "n_seeds": len(done),
-            "value": float(matrix.mean()) if common else None,
-            "ci_low": spread.low,
-            "ci_high": spread.high,
+            "value": found.value,
+            "ci_low": found.low,
+            "ci_high": found.high,
             "n": sum(r.n for r in rows),
             "n_prompts": len(common),
             "n_invalid": sum(r.n_invalid for r in rows),
@@ -271,7 +90,7 @@ def _pooled(by_seed: Mapping[int | None, CellScores], metric: str, alpha: float)
     )
 
 
-def _seen(cell: CellScores, by_seed: Mapping[int | None, CellScores]) -> list[str]:
+def _seen(cell: CellScores, by_seed: BySeed) -> list[str]:
     """Diagnostics that were taken of at least one completion."""
     taken = {r.metric for c in by_seed.values() for r in c.rows or ()}
     return [d for d in cell.diagnostics if d in taken and d not in cell.metrics]
@@ -285,7 +104,7 @@ def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha:
         if c.comparison == "vs_r000"
     }
     rows: list[ResultRow] = []
-    for key, arms in _group(cells).items():
+    for key, arms in group(cells).items():
         reference = arms.get(REFERENCE, {})
         for name, by_seed in arms.items():
             some = next(iter(by_seed.values()))
@@ -308,8 +127,7 @@ def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha:
                         continue
                     row = _row(cell, metric, alpha)
                     if name != REFERENCE and seed in reference and metric in some.metrics:
-                        first, second, _, _ = _matrix({seed: cell}, {seed: reference[seed]}, metric)
-                        diff = _compare(first, second, alpha)
+                        diff = match({seed: cell}, {seed: reference[seed]}, metric).contrast(alpha)
                         row = row.model_copy(
                             update={"diff": diff.diff, "diff_ci_low": diff.low, "diff_ci_high": diff.high, "p": diff.p}
                         )

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 from prefixlab.records import Measure, Record
 
@@ -22,7 +24,7 @@ class ArmInfo(Record):
 
 @dataclass(frozen=True)
 class CellScores:
-    """All scores of one cell on one suite under one condition."""
+    """All scores of one cell on one suite under one condition; its rows are read once and then kept by metric."""
 
     model: str
     capability: str
@@ -45,17 +47,31 @@ class CellScores:
     proxies: Collection[str] = ()
     """Metrics that stand in for a human's or a guard model's grade."""
 
+    @cached_property
+    def _by_metric(self) -> dict[str, list[Measure]]:
+        found: dict[str, list[Measure]] = {}
+        for row in self.rows or ():
+            found.setdefault(row.metric, []).append(row)
+        return found
+
+    @cached_property
+    def _means(self) -> dict[str, dict[str, float]]:
+        """What `values` has returned."""
+        return {}
+
     def of(self, metric: str) -> list[Measure]:
         """Rows of one metric."""
-        return [r for r in self.rows or () if r.metric == metric]
+        return self._by_metric.get(metric, [])
 
     def values(self, metric: str) -> dict[str, float]:
         """Mean over the measured samples of each prompt that has at least one."""
-        found: dict[str, list[float]] = {}
-        for row in self.of(metric):
-            if row.value is not None:
-                found.setdefault(row.item, []).append(row.value)
-        return {item: sum(v) / len(v) for item, v in found.items()}
+        if metric not in self._means:
+            found: dict[str, list[float]] = {}
+            for row in self.of(metric):
+                if row.value is not None:
+                    found.setdefault(row.item, []).append(row.value)
+            self._means[metric] = {item: sum(v) / len(v) for item, v in found.items()}
+        return self._means[metric]
 
     def bound(self, metric: str, fill: float) -> dict[str, float]:
         """As `values`, with every unmeasured sample counted as `fill`."""
@@ -132,14 +148,42 @@ class ContrastRow(Record):
     """The difference with every INVALID verdict at its worst and at its best for the treatment."""
     p: float | None
     p_holm: float | None
+    se: float | None
+    margin: float
+    """The difference that does not matter, in the metric's units; per unit of ratio for a trend."""
+    p_equivalent: float | None
+    """Two one-sided tests against the margin on both sides."""
+    p_equivalent_holm: float | None
+    p_noninferior: float | None
+    """One-sided test against being worse by the margin."""
+    p_noninferior_holm: float | None
     detectable: float | None
-    """Smallest difference that 80% power detects at this number of prompts and this share of discordant pairs (at
-    least 5% is assumed); null with several seeds."""
+    """Smallest difference that 80% power detects with these prompts and seeds, from the spread seen here (one seed:
+    from the share of discordant pairs, at least 5% of them assumed). At alpha over the size of the Holm family where
+    the row is in it, as here and below: the strictest level that Holm can ask for."""
+    prompts_needed: int | None
+    """Prompts with which 80% power detects the margin, seeds as they are; null where no number would do, and, as the
+    next, outside the Holm family."""
+    seeds_needed: int | None
+    """Seeds with which 80% power detects the margin, prompts as they are; null with one seed, whose variance nobody
+    knows, and where no number would do."""
     test: str
 
 
+VerdictKind = Literal[
+    "helps_words",
+    "helps_opening",
+    "helps",
+    "hurts",
+    "equivalent",
+    "undecided",
+    "floor_or_ceiling",
+    "not_measured",
+]
+
+
 class Verdict(Record):
-    """What a capability's primary contrasts say, in words."""
+    """What a capability's primary contrasts say of one prefix set at one position, in words and in numbers."""
 
     model: str
     capability: str
@@ -147,11 +191,102 @@ class Verdict(Record):
     metric: str
     condition: str
     arm: str
+    """The largest ratio of the prefix set, or `native`: the data with the openings it came with."""
+    prefix_set: str | None
+    position: str | None
+    kind: VerdictKind
+    equivalent: bool
+    """Whether the difference is shown to be within the margin, clear or not."""
     verdict: str
+    """`kind` in words, with what limits it most: one training seed, or an effect within the margin."""
     sentence: str
+    effect: float | None
+    """Treatment minus r000 in the metric's units, whichever direction is better."""
+    higher_is_better: bool
+    ci_low: float | None
+    ci_high: float | None
+    p_holm: float | None
+    margin: float
+    p_equivalent_holm: float | None
+    p_noninferior_holm: float | None
+    n_prompts: int
+    n_seeds: int
+    mde: float | None
+    prompts_needed: int | None
+    seeds_needed: int | None
+    limits: tuple[str, ...]
+    """What a reader must know before acting on it, a sentence each."""
+
+
+class FrontArm(Record):
+    """One arm on the objectives of its capability."""
+
+    arm: str
+    prefix_set: str | None
+    position: str | None
+    ratio: float | None
+    control: str | None
+    values: dict[str, float | None]
+    """Objective -> mean over its suites and conditions, in its own direction; None where one is not measured."""
+    against_r000: dict[str, tuple[float | None, float | None, float | None]]
+    """Objective -> difference to r000 turned so that more is better, and its interval: on the same prompts."""
+    on_front: bool | None
+    """Whether no arm dominates it; None where an objective is not measured."""
+    dominated_by: str | None
+    """The arm that does, the clearest first."""
+    clear: bool
+    """Whether the interval of at least one of the differences to that arm excludes 0."""
+
+
+class Front(Record):
+    """Which arms of a capability no other arm beats on every objective: exploratory, point estimates."""
+
+    model: str
+    capability: str
+    objectives: tuple[str, ...]
+    """Those that were measured, of `safety`, `attack robustness`, `over-refusal` and `accuracy`."""
+    not_measured: tuple[str, ...]
+    arms: tuple[FrontArm, ...]
+
+
+Action = Literal["add", "keep", "strip", "leave out", "weigh", "free choice", "test more"]
+
+
+class Advice(Record):
+    """What to do, for one capability: derived from its verdicts and its front, and from nothing else."""
+
+    model: str
+    capability: str
+    sentences: tuple[str, ...]
+    """One to three."""
+    actions: dict[str, Action]
+    """By the arm of each verdict."""
+    front: Front
 
 
 Primary = Mapping[str, tuple[str, str, str, str]]
 """Capability -> (suite, protocol, metric, condition)."""
 GroupKey = tuple[str, str, str, str, str]
 """(model, capability, suite, protocol, condition)."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By what a study decides, declared before anything is measured."""
+
+    primary: Primary
+    alpha: float
+    """Level of intervals and of the Holm family."""
+    margin: float
+    """Difference that does not matter, in a metric's units."""
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """Capability -> margin of its primary metric, where it has one of its own."""
+
+    def is_primary(self, key: GroupKey, metric: str) -> bool:
+        """Whether a metric of a group of cells is its capability's declared one."""
+        _, capability, suite, protocol, condition = key
+        return self.primary.get(capability) == (suite, protocol, metric, condition)
+
+    def margin_of(self, key: GroupKey, metric: str) -> float:
+        """The margin of a metric."""
+        return self.margins.get(key[1], self.margin) if self.is_primary(key, metric) else self.margin

@@ -219,6 +219,7 @@ def build_report(data: RunData, folder: Path) -> None:
     page = template.render(
         study=data.study,
         verdicts=data.verdicts,
+        advice=data.advice,
         banners=banners(data),
         header=tables.HEADER,
         rows=tables.text_rows(shown, tables.same_source(data.plan)),

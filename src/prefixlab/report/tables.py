@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import polars
 
-from prefixlab.analysis.rows import CellScores, ContrastRow, ResultRow, Verdict
+from prefixlab.analysis.rows import Advice, CellScores, ContrastRow, ResultRow, Verdict
 from prefixlab.config import Study
 from prefixlab.records import Record
 
@@ -26,6 +26,7 @@ class RunData:
     results: Sequence[ResultRow]
     contrasts: Sequence[ContrastRow]
     verdicts: Sequence[Verdict]
+    advice: Sequence[Advice]
     folders: dict[str, Path]
     """Slug -> folder of every finished step."""
     seconds: dict[str, float]

@@ -17,8 +17,10 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prefixlab.analysis.results import contrasts, results
-from prefixlab.analysis.rows import BASE, ArmInfo, CellScores, ContrastRow, Primary, ResultRow
+from prefixlab.analysis.advice import advise, pareto
+from prefixlab.analysis.contrasts import contrasts
+from prefixlab.analysis.results import results
+from prefixlab.analysis.rows import BASE, ArmInfo, CellScores, ContrastRow, ResultRow, Rules
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import Study
 from prefixlab.errors import StepError, Stopped, UserError
@@ -31,7 +33,15 @@ from prefixlab.study.steps import Plan, Step, installed, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
 from prefixlab.study_file import parse_study
 
-OUTPUTS = ("results.parquet", "results.csv", "contrasts.parquet", "contrasts.csv", "verdicts.json", "report/index.html")
+OUTPUTS = (
+    "results.parquet",
+    "results.csv",
+    "contrasts.parquet",
+    "contrasts.csv",
+    "verdicts.json",
+    "advice.json",
+    "report/index.html",
+)
 
 
 class Outputs(Record):
@@ -204,12 +214,18 @@ def _work(
     bench.close()
 
 
-def primaries(study: Study) -> Primary:
-    """Declared main comparison of each capability."""
-    return {
-        n: (c.primary.suite, label(c.primary_suite()), c.primary.metric, c.primary.condition)
-        for n, c in study.capabilities.items()
-    }
+def rules_of(study: Study) -> Rules:
+    """Declared main comparison of each capability, level and margins."""
+    declared = {n: c.primary for n, c in study.capabilities.items()}
+    return Rules(
+        primary={
+            n: (p.suite, label(study.capabilities[n].primary_suite()), p.metric, p.condition)
+            for n, p in declared.items()
+        },
+        alpha=study.analysis.alpha,
+        margin=study.analysis.margin,
+        margins={n: p.margin for n, p in declared.items() if p.margin is not None},
+    )
 
 
 def cell_scores(study: Study, plan: Plan, store: Store) -> list[CellScores]:
@@ -253,12 +269,11 @@ def _cell(
 
 
 def gather(study: Study, plan: Plan, store: Store) -> RunData:
-    """Results, contrasts and verdicts of what is finished, with what the report needs beside them."""
-    cells = cell_scores(study, plan, store)
-    alpha, primary = study.analysis.alpha, primaries(study)
-    declared = contrasts(cells, primary, alpha)
-    rows = results(cells, declared, alpha)
-    found = verdicts(rows, declared, primary, alpha)
+    """Results, contrasts, verdicts and advice of what is finished, with what the report needs beside them."""
+    cells, rules = cell_scores(study, plan, store), rules_of(study)
+    declared = contrasts(cells, rules)
+    rows = results(cells, declared, rules.alpha)
+    found = verdicts(rows, declared, rules)
     return RunData(
         root=store.root,
         study=study,
@@ -267,6 +282,7 @@ def gather(study: Study, plan: Plan, store: Store) -> RunData:
         results=rows,
         contrasts=declared,
         verdicts=found,
+        advice=advise(found, pareto(cells, rows, rules)),
         folders={s.slug: store.folder(s.slug) for s in plan.steps if store.marker(s.slug) is not None},
         seconds={s.slug: m.seconds for s in plan.steps if (m := store.marker(s.slug)) is not None},
     )
@@ -286,6 +302,7 @@ def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData
     write_table(store.root / "results", data.results, ResultRow)
     write_table(store.root / "contrasts", data.contrasts, ContrastRow)
     write_text(store.root / "verdicts.json", _json([v.model_dump() for v in data.verdicts]))
+    write_text(store.root / "advice.json", _json([a.model_dump() for a in data.advice]))
     build_report(data, store.root / "report")
     write_text(marker, made.model_dump_json())
     return data

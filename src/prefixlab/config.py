@@ -189,11 +189,11 @@ class ArmsConfig(Config):
     """Shares of the samples that carry the prefix."""
     controls: list[Control] = ["neutral"]
     """Control arms, each at the largest ratio."""
-    capabilities: list[str] | None = None
-    """Capabilities this entry is for; all where null."""
     anchors: list[str] = []
     """Words of the prefix set, for the controls `anchors_masked` (no loss on these words) and `random_masked` (none on
     other words of as many tokens). Case does not count, nor does punctuation around a word."""
+    capabilities: list[str] | None = None
+    """Capabilities this entry is for; all where null."""
     loss: Literal["all", "prefix", "first_tokens"] = "all"
     """Response tokens that carry loss in this entry's arms (r000 excepted): all, the prefix alone (SAFEPATH, arXiv
     2505.14667), or the first `loss_tokens` (UPFT, arXiv 2503.02875)."""
@@ -225,8 +225,6 @@ class ArmsConfig(Config):
             raise ValueError("lookahead: at position 'user' the prefix is in the prompt already")
         return self
 
-
-class LoraOptions(Config):
     @model_validator(mode="after")
     def _anchors_are_words(self) -> Self:
         asked = [c for c in self.controls if c in ANCHOR_CONTROLS]
@@ -239,6 +237,8 @@ class LoraOptions(Config):
                 raise ValueError(f"anchors: {anchor!r} is not one word; name each word on its own")
         return self
 
+
+class LoraOptions(Config):
     """Adapter; defaults are the preset's.
 
     More fields of peft.LoraConfig may be given: those that leave the base model as it is (docs/methods.md, section 5).
@@ -293,7 +293,7 @@ class TrainingConfig(Config):
 
 
 class TokensConfig(Config):
-    """Token-level analysis of held-out samples."""
+    """Token-level analysis of held-out samples: loss, entropy, rank, KL to the base, gradients."""
 
     samples: int = Field(default=8, ge=0)
     """Held-out samples a capability to read; 0 turns it off."""

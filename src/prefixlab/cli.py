@@ -236,6 +236,7 @@ def report(run_folder: RunFolder) -> None:
 
 app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)
+app.add_typer(cli_analysis.app)
 
 
 @app.command(
@@ -245,7 +246,6 @@ def doctor(as_json: JsonOption = False) -> None:
     from prefixlab.study.standalone import diagnose
 
     found = diagnose()
-app.add_typer(cli_analysis.app)
     if as_json:
         print_json(found)
         return

@@ -227,10 +227,9 @@ def results(
 
 @app.command(help=help_text("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
 def report(run_folder: RunFolder) -> None:
-    from prefixlab.report.page import build_report
-    from prefixlab.study.run import open_run
+    from prefixlab.study.run import open_run, write_report
 
-    build_report(open_run(run_folder), run_folder / "report")
+    write_report(open_run(run_folder))
     out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
 
 

@@ -284,6 +284,8 @@ class TrainingConfig(Config):
     """Longest sample in tokens."""
     over_long: Literal["refuse", "cut"] = "refuse"
     """A longer sample is refused, or its end is cut (never its prefix) and it is counted; a cut one has no end."""
+    snapshots: int = Field(default=0, ge=0)
+    """Adapters kept on the way, evenly spaced over the steps; the token analysis reads them too."""
     trainer: dict[str, Any] = {}
     """More fields of transformers.TrainingArguments, e.g. adam_beta2: those that nothing else in a study decides."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)

@@ -9,6 +9,7 @@ from prefixlab.evals.outputs import Parsed, parse_output
 from prefixlab.evals.scorers import (
     score_choices,
     score_fact,
+    score_gold,
     score_humaneval,
     score_log_likelihoods,
     score_mbpp,
@@ -134,3 +135,10 @@ def test_choices():
     ]
     assert [s.status for s in score_choices(TRUTH, parsed("-1.0\n-2.0"))] == ["invalid", "invalid"]
     assert [s.status for s in score_choices(TRUTH, parsed("-1.0\nnan\n-3.0"))] == ["invalid", "invalid"]
+
+
+def test_gold_answers_are_bits_per_byte():
+    item = asked("Why?", target="four")
+    (found,) = score_gold(item, parsed(str(-8 * math.log(2))))
+    assert found.value == pytest.approx(2.0)
+    assert [s.value for s in score_gold(item, parsed("nan")) + score_gold(item, parsed("so be it"))] == [None, None]

@@ -44,8 +44,10 @@ ROWS = {
     "popqa": {"id": 3, "question": "What is the capital of Oz?", "possible_answers": '["Emerald City", "Emerald"]'},
 }
 ROWS["truthfulqa"] = ROWS["truthfulqa_mc"]
+ROWS["gsm8k_gold"] = ROWS["gsm8k"]
 FILES = {
     "gsm8k": ("gsm8k/test.jsonl", 1319),
+    "gsm8k_gold": ("gsm8k/test.jsonl", 1319),
     "svamp": ("svamp/SVAMP.json", 1000),
     "math500": ("math500/math500.jsonl", 500),
     "humaneval": ("humaneval/HumanEval.jsonl", 164),
@@ -136,3 +138,10 @@ def test_a_hub_set_without_a_network_is_one_clear_line():
     with pytest.raises(UserError, match="'openai/gsm8k' could not be read from the hub") as caught:
         load_items(SuiteConfig(suite="gsm8k"))
     assert "\n" not in str(caught.value)
+
+
+def test_gold_solutions_lose_the_calculator_marks(tmp_path):
+    row = {"question": "Two and two?", "answer": "2+2=<<2+2=4>>4 apples.\n#### 4"}
+    (item,) = items(tmp_path, "gsm8k_gold", row)
+    assert item.target == "2+2=4 apples.\n#### 4"
+    assert item.data == {"correct": [item.target], "incorrect": []}

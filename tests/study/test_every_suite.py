@@ -12,6 +12,7 @@ from prefixlab.evals.suites import SUITES
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 FILES = {
     "gsm8k": "gsm8k/test.jsonl",
+    "gsm8k_gold": "gsm8k/test.jsonl",
     "svamp": "svamp/SVAMP.json",
     "math500": "math500/math500.jsonl",
     "humaneval": "humaneval/HumanEval.jsonl",

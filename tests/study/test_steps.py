@@ -86,6 +86,7 @@ TRAINING = {
     "training.max_length": 900,
     "training.over_long": "cut",
     "training.preset": "paper",
+    "training.snapshots": 1,
     "training.trainer": {"adam_beta2": 0.9},
     "training.lora.use_rslora": True,
     "hardware.processes": 2,
@@ -147,9 +148,13 @@ def test_a_suite_of_two_capabilities_is_sampled_once_from_the_base():
     assert sorted(s.kind for s in base) == ["eval", "eval", "generate"]
 
 
-def test_token_option(reference):
-    made = plan({"analysis.tokens.samples": 1})
+@pytest.mark.parametrize("options", [{"samples": 1}, {"controls": False}, {"gradients": "positions"}])
+def test_token_options_reach_the_reading_and_nothing_else(reference, options):
+    made = plan({f"analysis.tokens.{name}": value for name, value in options.items()})
     assert ids(made, "tokens") != ids(reference, "tokens") and ids(made, "train") == ids(reference, "train")
+
+
+def test_no_samples_no_reading():
     assert ids(plan({"analysis.tokens.samples": 0}), "tokens") == set()
 
 
@@ -160,8 +165,6 @@ def test_a_new_arm_or_seed_leaves_the_others_alone(reference):
     assert ids(reference, "train") < ids(seeds, "train") and ids(reference, "eval") < ids(seeds, "eval")
 
 
-def test_how_many_tokens_carry_loss_matters():
-    few, more = (plan({"arms.0.loss": "first_tokens", "arms.0.loss_tokens": n}) for n in (4, 8))
 def test_which_words_carry_no_loss_matters():
     some, other = (
         plan({"arms.0.controls": ["anchors_masked"], "arms.0.anchors": [word]}) for word in ("logical", "step")
@@ -169,6 +172,8 @@ def test_which_words_carry_no_loss_matters():
     assert ids(some, "train") != ids(other, "train") and len(ids(some, "train") & ids(other, "train")) > 0
 
 
+def test_how_many_tokens_carry_loss_matters():
+    few, more = (plan({"arms.0.loss": "first_tokens", "arms.0.loss_tokens": n}) for n in (4, 8))
     assert ids(few, "train") != ids(more, "train")
 
 

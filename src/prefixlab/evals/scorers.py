@@ -123,3 +123,18 @@ def score_choices(item: EvalItem, parsed: Parsed) -> list[Scored]:
     if len(totals) != len(options(item)) or not all(map(math.isfinite, totals)):
         return [Scored(m, None, "invalid", parsed.answer[:80]) for m in ("mc1", "mc2")]
     return score_log_likelihoods(item, totals)
+
+
+def score_gold(item: EvalItem, parsed: Parsed) -> list[Scored]:
+    """Bits per byte of the gold answer, from its log-likelihood in the completion's place: lower is better.
+
+    Bytes of the text, not tokens, so that models with other tokenizers compare.
+    """
+    try:
+        total = float(parsed.answer)
+    except ValueError:
+        total = math.nan
+    if not math.isfinite(total):
+        return [Scored("bits_per_byte", None, "invalid", parsed.answer[:80])]
+    n_bytes = len(item.target.encode())
+    return [Scored("bits_per_byte", -total / math.log(2) / n_bytes, "ok", f"{-total:.3f} nats over {n_bytes} bytes")]

@@ -1,16 +1,21 @@
-r"""Mathematics: chain sums, GSM8K, SVAMP, MATH-500, AIME 2024.
+r"""Mathematics: chain sums, GSM8K (by answer, and by the loss of its gold answers), SVAMP, MATH-500, AIME 2024.
 
 Numbers are compared as decimals (numeric.py), MATH answers by math-verify (symbolic.py). GSM8K and SVAMP send the
 question alone; MATH-500 and AIME add one sentence that asks for \boxed{}.
 """
 
+import re
+
 from prefixlab.data.sources import test_sums
-from prefixlab.evals.nouns import ACCURACY, Hub, Row, Suite, WrongRow, asked, column, text_column
+from prefixlab.evals.nouns import ACCURACY, Hub, Metric, Row, Suite, WrongRow, asked, column, text_column
 from prefixlab.evals.numeric import final_number, number
-from prefixlab.evals.scorers import score_number, score_symbolic
+from prefixlab.evals.scorers import score_gold, score_number, score_symbolic
 from prefixlab.records import EvalItem
 
 BOXED = "Work through the problem, and write the final answer in \\boxed{}."
+BITS = Metric(name="bits_per_byte", kind="problem", higher_is_better=False)
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+"""GSM8K's calculator marks inside its solutions: no model writes them."""
 
 
 def _gsm8k(row: Row) -> list[EvalItem]:
@@ -18,6 +23,12 @@ def _gsm8k(row: Row) -> list[EvalItem]:
     if "####" not in answer:
         raise WrongRow("the answer does not end in '#### N'")
     return [asked(text_column(row, "question"), target=final_number(answer) or "")]
+
+
+def _gsm8k_gold(row: Row) -> list[EvalItem]:
+    found = _gsm8k(row)[0]
+    gold = _CALCULATOR.sub("", text_column(row, "answer")).strip()
+    return [found.model_copy(update={"target": gold, "data": {"correct": [gold], "incorrect": []}})]
 
 
 def _svamp(row: Row) -> list[EvalItem]:
@@ -59,6 +70,18 @@ SUITES = (
         items=_gsm8k,
         score=score_number,
         metrics=(ACCURACY,),
+        sources=("gsm8k", "grade school math"),
+        form="question, and answer ending in '#### N'",
+    ),
+    Suite(
+        "gsm8k_gold",
+        about="GSM8K test problems; bits per byte of the gold solution, for models too small to solve them",
+        link="https://github.com/openai/grade-school-math",
+        hub=Hub("openai/gsm8k", "test", "main"),
+        items=_gsm8k_gold,
+        score=score_gold,
+        metrics=(BITS,),
+        choices=True,
         sources=("gsm8k", "grade school math"),
         form="question, and answer ending in '#### N'",
     ),

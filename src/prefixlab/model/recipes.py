@@ -41,6 +41,7 @@ class Recipe(Record):
     max_grad_norm: float
     max_length: int
     over_long: Literal["refuse", "cut"]
+    snapshots: int = 0
     lora_options: dict[str, Any] = Field(default_factory=dict)
     """More fields of peft.LoraConfig."""
     trainer_options: dict[str, Any] = Field(default_factory=dict)
@@ -181,6 +182,8 @@ def _check_lora(made: Recipe) -> None:
 
 
 def _check_trainer(made: Recipe) -> None:
+    if made.snapshots and made.trainer_options.get("fsdp"):
+        raise UserError("training.snapshots cannot be had with training.trainer.fsdp: the adapter is in pieces")
     for name in made.trainer_options:
         if name in ELSEWHERE:
             raise UserError(f"training.trainer.{name}: set {ELSEWHERE[name]} instead")

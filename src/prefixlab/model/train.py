@@ -38,6 +38,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass
@@ -82,7 +83,8 @@ def train_adapter(
         key: Data key, for the order.
         seed: Adapter initialisation, dropout and order.
         pad: Padding id.
-        folder: Gets adapter/ and metrics.jsonl, written by the first process.
+        folder: Gets adapter/, metrics.jsonl and, with `plan.snapshots`, snapshots/step-N/, written by the first
+            process.
         compiled: Compile every decoder layer.
         processes: How many processes train together; must be how many there are.
         basis: What else the steps depend on and a resume must find again (fingerprint of the base, threads, code).
@@ -107,7 +109,11 @@ def train_adapter(
         wrapped = stack.enter_context(_adapted(model, plan, compiled, conduct))
         before = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(wrapped).items()}
         set_seed(seed)
-        control = StepControl(conduct.tick, conduct.stop, conduct.checkpoints, identity, conduct.minutes, processes)
+        snapshots = (conduct.checkpoints or folder) / SNAPSHOTS
+        kept = {n: snapshots / f"step-{n:06d}" for n in snapshot_steps(len(steps), plan.snapshots)}
+        control = StepControl(
+            conduct.tick, conduct.stop, conduct.checkpoints, identity, conduct.minutes, processes, kept
+        )
         trainer = _trainer(wrapped, samples, steps, plan, seed, pad, folder, processes, control, conduct)
         found = checkpoints.latest(conduct.checkpoints, identity) if conduct.checkpoints else None
         trainer.resumed_at = found[1] if found else 0
@@ -116,13 +122,20 @@ def train_adapter(
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         seconds = time.perf_counter() - started
         if conduct.stop.signal is not None and trainer.state.global_step < len(steps):
-            kept = "which is saved" if conduct.checkpoints else "and nothing is saved"
-            raise Stopped(conduct.stop.signal, f"training stopped after step {control.at} of {len(steps)}, {kept}")
+            how = "which is saved" if conduct.checkpoints else "and nothing is saved"
+            raise Stopped(conduct.stop.signal, f"training stopped after step {control.at} of {len(steps)}, {how}")
         _save(trainer, before, folder)
     if trainer.is_world_process_zero():
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trainer.rows))
         shutil.rmtree(folder / "trainer", ignore_errors=True)
+        if kept and conduct.checkpoints:
+            shutil.copytree(snapshots, folder / SNAPSHOTS)
     return _totals(trainer, len(steps), seconds, conduct.peak_flops)
+
+
+def snapshot_steps(total: int, count: int) -> list[int]:
+    """Steps after which a snapshot is kept: `count` of them at most, evenly spaced, none of them the last."""
+    return sorted({round(total * i / (count + 1)) for i in range(1, count + 1)} - {0, total})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -230,10 +230,17 @@ class StepControl(TrainerCallback):
     """Progress, checkpoints by the clock, and a stop that is asked for from outside."""
 
     def __init__(
-        self, tick: Tick, stop: StopRequest, folder: Path | None, identity: str, minutes: float, world: int
+        self,
+        tick: Tick,
+        stop: StopRequest,
+        folder: Path | None,
+        identity: str,
+        minutes: float,
+        world: int,
+        snapshots: Mapping[int, Path],
     ) -> None:
         self.tick, self.stop, self.folder, self.identity = tick, stop, folder, identity
-        self.every, self.world = minutes * 60, world
+        self.every, self.world, self.snapshots = minutes * 60, world, snapshots
         self.saved = time.monotonic()
         self.at = 0
 
@@ -241,9 +248,11 @@ class StepControl(TrainerCallback):
         """Know where a resumed training stands."""
         self.at = state.global_step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Decide, the same in every process, whether to save and whether to stop."""
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Keep a snapshot if one is due; decide, the same in every process, whether to save and whether to stop."""
         self.at = state.global_step
+        if self.at in self.snapshots and state.is_world_process_zero:
+            model.save_pretrained(str(self.snapshots[self.at]))
         self.tick(state.global_step, state.max_steps)
         due = bool(self.every) and time.monotonic() - self.saved >= self.every
         asked, due = self._agree(self.stop.signal or 0, due)

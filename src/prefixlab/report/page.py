@@ -15,9 +15,12 @@ import polars
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from prefixlab.analysis.anchors import AnchorRow
+from prefixlab.analysis.keywords import KeywordRow
+from prefixlab.analysis.narrowing import NarrowingRow
 from prefixlab.analysis.rows import BASE, CellScores
 from prefixlab.records import SampleScore
-from prefixlab.report import figures, tables
+from prefixlab.report import figures, findings, tables
 from prefixlab.report.tables import RunData
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -80,6 +83,11 @@ def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
     return found
 
 
+def _token_table(folder: Path) -> polars.DataFrame:
+    """Token rows of the finished adapter, without those of its snapshots."""
+    return polars.read_parquet(folder / "token_loss.parquet").filter(polars.col("step").is_null())
+
+
 def token_samples(data: RunData) -> list[dict[str, Any]]:
     """Held-out samples with every arm's token losses, one entry a capability and sample."""
     found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
@@ -88,7 +96,9 @@ def token_samples(data: RunData) -> list[dict[str, Any]]:
             continue
         config = step["config"]
         arm = config["arm"]["arm"] + (f" (seed {config['seed']})" if config["seed"] else "")
-        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet")
+        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet").filter(
+            polars.col("step").is_null()
+        )
         for (sample, rendering), rows in table.group_by(["sample", "rendering"], maintain_order=True):
             key = (config["model"]["name"], config["capability"], str(sample), str(rendering))
             entry = found.setdefault(
@@ -115,7 +125,9 @@ def span_means(data: RunData) -> list[dict[str, Any]]:
         if step["kind"] != "tokens" or step["slug"] not in data.folders:
             continue
         config = step["config"]
-        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet")
+        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet").filter(
+            polars.col("step").is_null()
+        )
         means = (
             table.group_by(["rendering", "span", "sample"])
             .agg(polars.col("loss").mean(), polars.col("logit_gradient").mean())
@@ -236,6 +248,10 @@ def build_report(data: RunData, folder: Path) -> None:
         completions=embed(completions(data.cells)),
         tokens=embed(token_samples(data)),
         span_means=span_means(data),
+        rankings=findings.rankings(findings.read_rows(data.root, "anchors", AnchorRow)),
+        keywords=findings.keyword_rows(findings.read_rows(data.root, "keywords", KeywordRow)),
+        narrowing=findings.narrowing_rows(findings.read_rows(data.root, "narrowing", NarrowingRow)),
+        spans=findings.span_rows(data.root),
         checks=_checks(data),
         removed=_removed(data),
         overlaps=[(n, o) for n, a in data.plan["summary"].items() for o in a.get("overlap", ()) if _any(o)],

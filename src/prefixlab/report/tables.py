@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import polars
 
@@ -40,7 +40,7 @@ def _schema(record: type[Record]) -> dict[str, Any]:
         kind: Any = field.annotation
         if isinstance(kind, UnionType):
             kind = next(a for a in get_args(kind) if a is not type(None))
-        schema[name] = _TYPES[kind]
+        schema[name] = polars.String if get_origin(kind) is Literal else _TYPES[kind]
     return schema
 
 
@@ -51,7 +51,11 @@ def frame(rows: Sequence[Record], record: type[Record]) -> polars.DataFrame:
 
 def write_table(stem: Path, rows: Sequence[Record], record: type[Record]) -> None:
     """Write stem.parquet and stem.csv, each in one move."""
-    table = frame(rows, record)
+    write_frame(stem, frame(rows, record))
+
+
+def write_frame(stem: Path, table: polars.DataFrame) -> None:
+    """The same of a table."""
     for suffix, write in ((".parquet", table.write_parquet), (".csv", table.write_csv)):
         scratch = stem.with_name(f".{stem.name}.new{suffix}")
         write(scratch)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _fitting(adapter: Path | None, model: str) -> Iterator[None]:
+def fitting(adapter: Path | None, model: str) -> Iterator[None]:
     """Turn what PEFT says of weights that do not fit into one line.
 
     Raises:
@@ -69,7 +69,7 @@ class Loaded:
             self._open.close()
             self._open = ExitStack()
             self._adapter = None
-            with _fitting(adapter, self.ref.name):
+            with fitting(adapter, self.ref.name):
                 self._open.enter_context(with_adapter(self.model, adapter, merge=self.merge))
             self._adapter = adapter
         return self.model
@@ -96,7 +96,7 @@ def prove_adapter(loaded: Loaded, adapter: Path) -> Proof:
     prompt = tuple(prompt_ids(loaded.tokenizer, PROBE))
     base = first_logits(loaded.use(None), [prompt], loaded.pad)[0].float()
     noise = float((base - _stock_logits(loaded.model, loaded.model, prompt)).abs().max())
-    with _fitting(adapter, loaded.ref.name):
+    with fitting(adapter, loaded.ref.name):
         reference = _peft_logits(loaded.model, adapter, prompt)
     engine = first_logits(loaded.use(adapter), [prompt], loaded.pad)[0].float()
     to_peft, to_base = float((engine - reference).abs().max()), float((engine - base).abs().max())

@@ -28,6 +28,7 @@ from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
 from prefixlab.study.evaluations import EvalPlanner, arm_info, asked_of, slug_of
 from prefixlab.study.predict import Speed, token_counts, with_compiling
+from prefixlab.study.reading import Reading, reading_specs
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
 
 
@@ -204,7 +205,6 @@ class _Planner:
             "processes": training.processes,
             "supervised_share": supervised / sum(lengths),
         }
-        prompting = {"treatment": treatment.model_dump(mode="json"), "position": position}
         evaluations = EvalPlanner(
             capability=name,
             asked=asked_of(config, self.study.conditions, chat, self.suite_items),
@@ -221,7 +221,7 @@ class _Planner:
             absent=self.absent,
         )
         evaluations.cell(None, None, None)
-        self.tokens(shared, name, ref, source, None, None, None, prompting, rendering, check)
+        self.tokens(shared, name, ref, source, None, None, None, specs, rendering, check)
         for seed in self.study.seeds:
             for spec in specs:
                 train = self.add(
@@ -242,7 +242,7 @@ class _Planner:
                     )
                 )
                 evaluations.cell(train, spec, seed)
-                self.tokens(shared, name, ref, source, train, spec, seed, prompting, rendering, check)
+                self.tokens(shared, name, ref, source, train, spec, seed, specs, rendering, check)
 
     def tokens(
         self,
@@ -253,22 +253,29 @@ class _Planner:
         train: Step | None,
         spec: ArmSpec | None,
         seed: int | None,
-        prompting: dict[str, Any],
+        specs: Sequence[ArmSpec],
         rendering: dict[str, Any],
         check: Step,
     ) -> None:
-        """Token loss of held-out samples, without and with the treatment's prefix."""
-        count = min(self.study.analysis.tokens.samples, self.study.capabilities[name].data.held_out)
-        if not count:
+        """Held-out samples without prefix, with the treatment's and with its controls', read token by token."""
+        tokens = self.study.analysis.tokens
+        if not min(tokens.samples, self.study.capabilities[name].data.held_out):
             return
+        fresh = train is None and tokens.gradients != "logit"
+        reading = Reading(
+            capability=name,
+            renderings=tuple(reading_specs(specs, controls=tokens.controls)),
+            tokens=tokens,
+            **rendering,
+            recipe=self.recipe if fresh else None,
+            seed=self.study.seeds[0],
+        )
         where = f"{slug_of(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
         config = {
             **shared,
-            **rendering,
             "arm": arm_info(spec).model_dump(mode="json"),
             "seed": seed,
-            "samples": count,
-            "prompting": prompting,
+            "reading": reading.model_dump(mode="json"),
         }
         inputs = {"data": source, "adapter": train} if train else {"data": source}
         self.add(make_step("tokens", where, config, inputs, (check,), 3.0))

@@ -29,6 +29,7 @@ from prefixlab.evals.scores import MEASURES, read_measures, read_scores
 from prefixlab.records import Measure, Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
+from prefixlab.study.findings import FILES, find, write_findings
 from prefixlab.study.steps import Plan, Step, installed, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
 from prefixlab.study_file import parse_study
@@ -40,6 +41,7 @@ OUTPUTS = (
     "contrasts.csv",
     "verdicts.json",
     "advice.json",
+    *(f"{name}{suffix}" for name in FILES for suffix in (".parquet", ".csv")),
     "report/index.html",
 )
 
@@ -303,9 +305,15 @@ def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData
     write_table(store.root / "contrasts", data.contrasts, ContrastRow)
     write_text(store.root / "verdicts.json", _json([v.model_dump() for v in data.verdicts]))
     write_text(store.root / "advice.json", _json([a.model_dump() for a in data.advice]))
-    build_report(data, store.root / "report")
+    write_report(data)
     write_text(marker, made.model_dump_json())
     return data
+
+
+def write_report(data: RunData) -> None:
+    """Write the tables of the token-level analysis, then the report."""
+    write_findings(find(data.plan, data.folders, data.cells, data.study.analysis.alpha), data.root)
+    build_report(data, data.root / "report")
 
 
 def _json(value: Any) -> str:

@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefixlab.analysis.tokens import token_rows
 from prefixlab.config import DataConfig, JudgeConfig
 from prefixlab.data.arms import ArmSpec, build_arm, manifest, originals, read_arm, read_manifest, write_arm
 from prefixlab.data.chat import chat_format
-from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, render_arm
-from prefixlab.data.prefixes import PrefixSet
+from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
-from prefixlab.errors import StepError, UserError
+from prefixlab.errors import StepError
 from prefixlab.evals.judging import Judge, JudgeDown
 from prefixlab.model.load import load_model, load_tokenizer
 from prefixlab.model.recipes import Recipe
@@ -24,6 +22,7 @@ from prefixlab.study.cell import TrainJob, train_cell
 from prefixlab.study.evaluate import generate_suite, judge_of, score_suite
 from prefixlab.study.launch import train_in_processes
 from prefixlab.study.loaded import Loaded, Proof, prove_adapter
+from prefixlab.study.reading import Reading, read_step, write_frequencies
 from prefixlab.study.steps import Step
 
 if TYPE_CHECKING:
@@ -236,41 +235,15 @@ class Bench:
             raise
 
     def _tokens(self, step: Step, out: Path, tick: Tick) -> None:
-        import polars  # noqa: PLC0415  (only this step writes a table)
-
-        config, loaded = step.config, self._load(step.config)
-        held = [Sample.model_validate_json(line) for line in jsonl_lines(self._input(step, "data") / "held_out.jsonl")]
-        held = held[: config["samples"]]
-        removed = map(StripRecord.model_validate_json, jsonl_lines(self._input(step, "data") / "held_out_strip.jsonl"))
-        adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
-        treatment = PrefixSet.model_validate(config["prompting"]["treatment"])
-        position = config["prompting"]["position"]
-        own = originals(held, removed, position)
-        model = loaded.use(adapter)
-        rows = []
-        for name, prefixes in (("r000", None), (treatment.name, treatment)):
-            spec = ArmSpec(
-                name=name,
-                prefixes=prefixes,
-                treatment=prefixes,
-                position=position if prefixes else None,
-                ratio=1.0 if prefixes else 0.0,
-                control=None,
-                loss="all",
-                stripped=True,
-            )
-            arm = build_arm(held, spec, config["capability"], "exact", own)
-            try:
-                rendered = render_arm(
-                    arm,
-                    loaded.tokenizer,
-                    loaded.chat,
-                    **_rendering(config),
-                )
-            except UserError as error:
-                raise StepError(f"held-out {error}") from error
-            rows += token_rows(model, rendered, name, loaded.tokenizer, pad=loaded.pad)
-        polars.DataFrame([r.model_dump() for r in rows]).write_parquet(out / "token_loss.parquet")
+        config, loaded, data = step.config, self._load(step.config), self._input(step, "data")
+        held = [Sample.model_validate_json(line) for line in jsonl_lines(data / "held_out.jsonl")]
+        removed = [StripRecord.model_validate_json(line) for line in jsonl_lines(data / "held_out_strip.jsonl")]
+        reading = Reading.model_validate(config["reading"])
+        cell = self._input(step, "adapter") if "adapter" in step.inputs else None
+        read_step(reading, loaded, held[: reading.tokens.samples], removed, cell, out, tick)
+        if cell is None:
+            training = [Sample.model_validate_json(line) for line in jsonl_lines(data / "stripped.jsonl")]
+            write_frequencies(training, loaded.tokenizer, out)
 
 
 def _rendering(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Curves along training: span losses from the trainer's log, words and spans of held-out samples from snapshots.
+
+No torch. The log is of the batches that were trained on, which change from step to step; the snapshots read the same
+held-out samples every time.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars
+
+TRAINING = ("loss", "logit_gradient")
+"""What metrics.jsonl holds by span."""
+HELD_OUT = ("loss", "logit_gradient", "input_gradient", "contribution", "influence", "token_gradient")
+"""What a token table holds."""
+CURVES: dict[str, Any] = {
+    "step": polars.Int64,
+    "source": polars.String,
+    "unit": polars.String,
+    "name": polars.String,
+    "quantity": polars.String,
+    "value": polars.Float64,
+    "n": polars.Int64,
+}
+"""Columns of dynamics.parquet behind those that name the cell. `source`: `training` (the batch of a step) or
+`held_out`; `unit`: `span` or `word`; `n`: samples of a held-out mean, null for a batch."""
+
+
+def training_curves(metrics: Iterable[Mapping[str, float]]) -> polars.DataFrame:
+    """Mean token loss and logit gradient of each span, one row an optimiser step.
+
+    Args:
+        metrics: Rows of metrics.jsonl, first step first.
+    """
+    rows = []
+    for step, row in enumerate(metrics, 1):
+        for key, value in row.items():
+            for quantity in TRAINING:
+                if key.startswith(f"{quantity}_"):
+                    span = key.removeprefix(f"{quantity}_")
+                    rows.append((step, "training", "span", span, quantity, value, None))
+    return polars.DataFrame(rows, schema=CURVES, orient="row")
+
+
+def held_out_curves(tokens: polars.DataFrame, rendering: str, last: int) -> polars.DataFrame:
+    """Means over held-out samples of every span, and of every word of the prefix, one row a snapshot.
+
+    Args:
+        tokens: One cell's token table; the column `step` is null for the finished adapter.
+        rendering: The treatment's: snapshots are read with its text alone.
+        last: The training's last step.
+
+    Returns:
+        Rows only for the quantities that were computed. A word is lower case without punctuation at its ends.
+    """
+    mine = tokens.filter(polars.col("rendering") == rendering).with_columns(polars.col("step").fill_null(last))
+    word = polars.col("word").str.to_lowercase().str.strip_chars(".,:;!?\"'()-")
+    frames = []
+    for unit, name in (("span", polars.col("span")), ("word", word)):
+        named = mine.with_columns(name.alias("name")).filter(polars.col("name") != "")
+        for quantity in HELD_OUT:
+            frames.append(
+                named.filter(polars.col(quantity).is_not_null())
+                .group_by("step", "name", "sample")
+                .agg(polars.col(quantity).mean())
+                .group_by("step", "name")
+                .agg(polars.col(quantity).mean().alias("value"), polars.len().cast(polars.Int64).alias("n"))
+                .with_columns(
+                    polars.lit("held_out").alias("source"),
+                    polars.lit(unit).alias("unit"),
+                    polars.lit(quantity).alias("quantity"),
+                )
+                .select(list(CURVES))
+            )
+    return polars.concat(frames).sort("unit", "quantity", "name", "step")

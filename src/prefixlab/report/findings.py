@@ -1,0 +1,153 @@
+"""Anchors, keyword test, narrowing and spans as a reader of the report sees them: rows of text."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars
+
+from prefixlab.analysis.anchors import AnchorRow
+from prefixlab.analysis.keywords import KeywordRow
+from prefixlab.analysis.narrowing import HELD_OUT, NarrowingRow
+from prefixlab.analysis.rows import BASE
+from prefixlab.records import Record
+from prefixlab.report.tables import p_text
+
+SHOWN = 8
+"""Words listed of one ranking, announced or not."""
+Row = TypeVar("Row", bound=Record)
+
+
+def read_rows(root: Path, name: str, record: type[Row]) -> list[Row]:
+    """Rows of RUN/name.parquet; none where the file is not there."""
+    path = root / f"{name}.parquet"
+    return [record.model_validate(r) for r in polars.read_parquet(path).to_dicts()] if path.exists() else []
+
+
+def digits(value: float | None, *, sign: bool = False) -> str:
+    """Three significant digits; a dash where there is no number."""
+    if value is None:
+        return "–"
+    return f"{value:+.3g}" if sign else f"{value:.3g}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """Two ends, or a dash."""
+    return "–" if low is None or high is None else f"{digits(low, sign=True)} to {digits(high, sign=True)}"
+
+
+def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:
+    """One ranking of words a model, capability, arm and quantity, base and trained treatments only."""
+    groups: dict[tuple[str, ...], list[AnchorRow]] = {}
+    for row in rows:
+        if row.unit == "word" and (row.arm == BASE or row.arm.startswith(f"{row.rendering}-")):
+            groups.setdefault((row.model, row.capability, row.arm, row.quantity), []).append(row)
+    return [_ranking(key, members) for key, members in groups.items()]
+
+
+def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow]) -> dict[str, Any]:
+    _, capability, arm, quantity = key
+    tested = sorted((r for r in rows if r.rank is not None), key=lambda r: r.rank or 0)
+    announced = [r.word for r in tested if r.announced]
+    why = next((r.why for r in rows if r.why), "")
+    if announced:
+        said = f"{len(announced)} of {len(tested)} words stand out among words: {', '.join(announced)}."
+    elif tested:
+        said = f"None of {len(tested)} words stands out among words."
+    else:
+        said = f"Not tested: {why}." if why else "Not tested."
+    return {
+        "name": f"{capability} · {arm} · {quantity.replace('_', ' ')}",
+        "sentence": said,
+        "over": rows[0].interval_over,
+        "scale": "ln ratio" if rows[0].scale == "log" else "difference",
+        "n_samples": max(r.n_samples for r in rows),
+        "n_controls": max(r.n_control_words for r in rows),
+        "rows": [
+            (
+                r.word,
+                digits(r.mean),
+                digits(r.expected),
+                digits(r.excess, sign=True),
+                between(r.ci_low, r.ci_high),
+                p_text(r.q),
+                "yes" if r.announced else "no",
+                digits(r.place_excess, sign=True),
+            )
+            for r in tested[:SHOWN]
+        ],
+    }
+
+
+def keyword_rows(rows: Iterable[KeywordRow]) -> list[tuple[str, ...]]:
+    """The keyword test: rest of the response, with the keyword against without it or with a synonym."""
+    return [
+        (
+            r.capability,
+            r.arm,
+            f"{r.rendering} against {r.reference}",
+            digits(r.value),
+            digits(r.diff, sign=True),
+            between(r.ci_low, r.ci_high),
+            p_text(r.p),
+            str(r.n_samples),
+            str(r.n_seeds),
+        )
+        for r in rows
+        if not r.why
+    ]
+
+
+def narrowing_rows(rows: Iterable[NarrowingRow]) -> list[tuple[str, ...]]:
+    """Differences to r000 over the first tokens behind the prefix, and of sampled completions; pooled over seeds."""
+    found: list[tuple[str, ...]] = []
+    for r in rows:
+        early = r.suite != HELD_OUT or (r.counted_from == "rest" and r.at is not None and r.at < 4)
+        if r.reference_arm is None or not early or r.value is None or r.quantity == "branching":
+            continue
+        where = "" if r.at is None else f" at {r.at}" if r.suite == HELD_OUT else f" {r.at}"
+        found.append(
+            (
+                r.capability,
+                r.arm,
+                f"{r.quantity}{where}",
+                r.condition if r.suite == HELD_OUT else f"{r.suite}, {r.condition}",
+                f"{r.reference_arm}, {r.reference_condition}" if r.reference_arm == r.arm else r.reference_arm,
+                digits(r.value, sign=True),
+                between(r.ci_low, r.ci_high),
+                str(r.n),
+                str(r.n_seeds),
+            )
+        )
+    return found
+
+
+def span_rows(root: Path) -> list[tuple[str, ...]]:
+    """Norm, cosine with the rest and influence share of every span, mean over samples and seeds."""
+    path = root / "spans.parquet"
+    if not path.exists():
+        return []
+    table = (
+        polars.read_parquet(path)
+        .group_by(["capability", "arm", "rendering", "span"], maintain_order=True)
+        .agg(
+            polars.col("norm", "cosine_rest", "influence").mean(),
+            polars.col("tokens").mean(),
+            polars.col("sample").n_unique().alias("n"),
+        )
+        .sort(["capability", "arm", "rendering"], maintain_order=True)
+    )
+    return [
+        (
+            r["capability"],
+            r["arm"],
+            r["rendering"],
+            r["span"],
+            f"{r['tokens']:.0f}",
+            digits(r["norm"]),
+            digits(r["cosine_rest"], sign=True),
+            digits(r["influence"], sign=True),
+            str(r["n"]),
+        )
+        for r in table.to_dicts()
+    ]

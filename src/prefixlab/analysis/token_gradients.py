@@ -80,6 +80,7 @@ def token_gradient_norms(
         batch: One sample, padded or not.
         targets: Parameters to differentiate by.
         chunk: Tokens a backward pass; memory grows by that many copies of the gradient and of one layer's activations.
+            Larger ones are for GPUs: on a CPU 1 was faster than 8 (26 against 41 s for 41 tokens of SmolLM2-135M).
 
     Returns:
         (J,) in fp32, fp64 where the model is.

@@ -115,6 +115,21 @@ def test_crossed_covers(seed_sd, seeds):
     assert one.high - one.diff == pytest.approx(half[0])
 
 
+@pytest.mark.parametrize(
+    ("seeds", "least", "most"), [(2, 0.939, 0.993), (3, 0.9495, 0.9875), (5, 0.9495, 0.98), (8, 0.9495, 0.974)]
+)
+def test_the_rule_covers_in_theory(seeds, least, most):
+    """Coverage for normal tables of many prompts, integrated over the seeds' mean square: the table of methods.md."""
+    chi = scipy_stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, seeds - 1) / (seeds - 1)
+    found = []
+    for error in (0.0, 0.1, 0.4, 0.7, 1.0):  # share of the rest in the prompts' mean square
+        for seed in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 50.0):  # what seeds add to theirs
+            table = crossed.Squares((seed + error) * chi, np.ones(4000), np.asarray(error), seeds, 10**6)
+            half = crossed.half_width(table, 0.05) * math.sqrt(seeds * 10**6 / (1 + seed))
+            found.append((2 * scipy_stats.norm.cdf(half) - 1).mean())
+    assert least < min(found) and max(found) < most
+
+
 def test_the_bootstrap_under_covers_where_crossed_does_not():
     rng, hits, wide = np.random.default_rng(4), 0, 0
     for _ in range(200):

@@ -112,11 +112,10 @@ def test_variance_of_binary_differences_shrinks_with_the_effect():
     plain = stats.Components(0.0, 0.1, 0.1)
     binary = stats.assumed(0.2, 0.0)
     assert stats.crossed_power(0.18, binary, 30, 3) > stats.crossed_power(0.18, plain, 30, 3) + 0.05
-    assert stats.crossed_power(0.0, binary, 30, 3) == stats.crossed_power(0.0, plain, 30, 3)
     assert stats.crossed_power(1.0, binary, 30, 3) == 1.0
     # Variances that were measured at an effect are not shrunk twice.
     pilot = stats.Components(0.0, 0.08, 0.08, discordant=0.2, effect=0.2)
-    assert stats.crossed_power(0.2, pilot, 30, 3) == stats.crossed_power(0.2, stats.Components(0.0, 0.08, 0.08), 30, 3)
+    assert stats.crossed_power(0.2, pilot, 30, 3) == pytest.approx(stats.crossed_power(0.2, binary, 30, 3))
 
 
 def test_a_pilot_gives_the_numbers():

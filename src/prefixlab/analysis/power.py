@@ -16,7 +16,7 @@ from scipy import special, stats
 from prefixlab.analysis.crossed import Components, Squares, few_differ, half_width
 from prefixlab.analysis.intervals import Array
 
-NODES_SEED, NODES_PROMPT = 200, 12
+NODES_SEED, NODES_SPREAD = 200, 24
 MOST_PROMPTS, MOST_SEEDS = 1_000_000, 1_000
 
 
@@ -146,23 +146,44 @@ def crossed_power(effect: float, parts: Components, n_prompts: int, n_seeds: int
     if n_prompts < 2 or n_seeds < 1 or parts.prompt + parts.error + (0.0 if one else parts.seed) <= 0:
         return None
     parts = _with_effect(parts, effect)
-    total = parts.prompt * n_seeds + parts.error + (0.0 if one else parts.seed * n_prompts)
-    if total == 0:
+    within = parts.prompt / n_prompts + parts.error / (n_seeds * n_prompts)
+    between = 0.0 if one else parts.seed / n_seeds
+    if within + between == 0:
         return 1.0  # every prompt differs, in one direction
+    skewness, kurtosis = _moments(parts, n_seeds)
+    # The spread that is seen goes up and down with the mean where differences are skewed, as those of few prompts are.
+    middles = special.ndtri((np.arange(NODES_SPREAD) + 0.5) / NODES_SPREAD)
+    spread = np.maximum(0.05, 1 + math.sqrt((kurtosis + 2) / n_prompts) * middles)
+    together = skewness / math.sqrt(kurtosis + 2)
+    mean = effect + math.sqrt(within) * together * middles
+    rest = math.sqrt(max(1e-300, within * (1 - together**2) + between))
     if one:
-        quantile = float(stats.t.ppf(1 - alpha / 2, n_prompts - 1))
-        half = quantile * np.sqrt(total * _chi2_over_df(n_prompts - 1, NODES_SEED) / n_prompts)
+        half = float(stats.t.ppf(1 - alpha / 2, n_prompts - 1)) * np.sqrt(within * spread)
     else:
-        half = _half_widths(parts, n_prompts, n_seeds, alpha)
-    se = math.sqrt(total / (n_seeds * n_prompts))
-    return float((special.ndtr((effect - half) / se) + special.ndtr((-effect - half) / se)).mean())
+        half = _half_widths(parts, n_prompts, n_seeds, alpha, spread)
+    return float((special.ndtr((mean - half) / rest) + special.ndtr((-mean - half) / rest)).mean())
 
 
-def _half_widths(parts: Components, n_prompts: int, n_seeds: int, alpha: float) -> Array:
-    """Half widths of `crossed` at the quantiles of its mean squares; that of the rest is taken as known."""
-    seed = _chi2_over_df(n_seeds - 1, NODES_SEED)[:, None] * (n_prompts * parts.seed + parts.error)
-    prompt = _chi2_over_df(n_prompts - 1, NODES_PROMPT)[None, :] * (n_seeds * parts.prompt + parts.error)
-    table = Squares(seed, prompt, np.asarray(parts.error), n_seeds, n_prompts)
+def _moments(parts: Components, n_seeds: int) -> tuple[float, float]:
+    """Skewness and excess kurtosis of a prompt's mean over the seeds; 0 for outcomes that are not 0 and 1."""
+    if parts.discordant is None or parts.prompt + parts.error == 0:
+        return 0.0, 0.0
+    d, psi = parts.effect, min(1.0, max(parts.discordant, abs(parts.effect)))
+    variance = psi - d**2
+    third, fourth = d - 3 * d * psi + 2 * d**3, psi - 4 * d**2 + 6 * d**2 * psi - 3 * d**4 - 3 * variance**2
+    shared = parts.prompt / (parts.prompt + parts.error)
+    second, s = (shared + (1 - shared) / n_seeds) * variance, n_seeds
+    third, fourth = third * (shared + (1 - shared) / s**2), fourth * (shared + (1 - shared) / s**3)
+    skewness = third / second**1.5
+    # No distribution has a smaller kurtosis; the mixture of shared and own parts is not exact.
+    return skewness, max(fourth / second**2, skewness**2 - 1.9)
+
+
+def _half_widths(parts: Components, n_prompts: int, n_seeds: int, alpha: float, spread: Array) -> Array:
+    """Half widths of `crossed`, by quantiles of the seeds' mean square and by the prompts' spread over its mean."""
+    error, prompt = parts.error * spread, (n_seeds * parts.prompt + parts.error) * spread
+    seed = _chi2_over_df(n_seeds - 1, NODES_SEED)[:, None] * (n_prompts * parts.seed + error)
+    table = Squares(seed, prompt, error, n_seeds, n_prompts)
     return half_width(few_differ(table, max(1.0, parts.differing * n_prompts), None), alpha)
 
 

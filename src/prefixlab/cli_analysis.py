@@ -1,4 +1,4 @@
-"""Commands that look into models and data without a study: suggest."""
+"""Commands that look into models and data without a study: suggest, tokens."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -108,3 +108,58 @@ def _show(found: "Suggestion") -> None:
     for count, what in left_out:
         if count:
             err_console.print(f"{count} {what}", highlight=False, markup=False)
+
+
+@app.command(
+    help=help_text(
+        "Read a data set's responses token by token, by a model and its adapters: loss, entropy, rank, KL to the base, "
+        "gradients; without prefix, with a set's, and with its controls.",
+        "prefixlab tokens data.jsonl --model smollm2-135m --prefixes safety --out tokens",
+        "prefixlab tokens builtin:safety --model smollm2-135m --adapter runs/quickstart/steps/train-X/adapter "
+        "--prefixes safety --gradients positions --out tokens",
+    )
+)
+def tokens(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Local file, hub id or builtin:NAME.")],
+    model: Annotated[str, typer.Option(help="Built-in name, local folder or hub id.")],
+    prefixes: Annotated[str, typer.Option(help="Prefix set or YAML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets token_loss.parquet and what goes with it.")],
+    adapter: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="PEFT adapter folders.")] = None,
+    position: Annotated[Literal["opening", "answer"], typer.Option(help="Where the prefix stands.")] = "opening",
+    control: Annotated[list[str] | None, typer.Option(help="Controls to read, too; neutral by default.")] = None,
+    gradients: Annotated[
+        Literal["logit", "positions", "tokens"],
+        typer.Option(help="positions: one backward pass a sample; tokens: one a token as well."),
+    ] = "logit",
+    weights: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Linear layers to attribute instead of the adapter.")
+    ] = None,
+    modules: Annotated[bool, typer.Option("--modules", help="Keep contributions module by module, too.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to read, chosen by a hash of their id.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 1024,
+    no_reasoning: Annotated[
+        Literal["refuse", "empty", "rationale"],
+        typer.Option(help="For samples without reasoning under a template that opens it."),
+    ] = "refuse",
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    revision: RevisionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    from prefixlab.cli_shared import checked
+    from prefixlab.config import ArmsConfig, DataConfig, TokensConfig
+    from prefixlab.study.datafiles import column_mapping
+    from prefixlab.study.tokens_alone import AskedTokens, read_alone
+
+    source = {"source": data, "columns": column_mapping(column or []), "limit": samples, "held_out": 0}
+    more = {name: value for name, value in (("split", split), ("revision", revision)) if value}
+    asked = AskedTokens(
+        data=checked(DataConfig, **source, **more),
+        arms=checked(ArmsConfig, prefixes=prefixes, position=position, ratios=[0, 1], controls=control or ["neutral"]),
+        tokens=checked(TokensConfig, samples=samples, gradients=gradients, weights=weights or [], modules=modules),
+        max_length=max_length,
+        no_reasoning=no_reasoning,
+    )
+    for path in read_alone(asked, model, adapter or [], out, console=err_console, quiet=quiet):
+        if not quiet:
+            out_console.print(str(path), highlight=False, markup=False)

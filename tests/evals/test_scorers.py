@@ -137,8 +137,8 @@ def test_choices():
     assert [s.status for s in score_choices(TRUTH, parsed("-1.0\nnan\n-3.0"))] == ["invalid", "invalid"]
 
 
-def test_gold_answers_are_bits_per_byte():
+def test_gold_answers_are_the_mean_probability_of_a_byte():
     item = asked("Why?", target="four")
     (found,) = score_gold(item, parsed(str(-8 * math.log(2))))
-    assert found.value == pytest.approx(2.0)
+    assert found.value == pytest.approx(0.25)
     assert [s.value for s in score_gold(item, parsed("nan")) + score_gold(item, parsed("so be it"))] == [None, None]

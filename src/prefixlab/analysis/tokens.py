@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ROWS = 128
 """Tokens whose logits are held at once."""
-CHUNK = 16
-"""Token losses whose parameter gradients are held at once."""
+CHUNK = 1
+"""Token losses whose parameter gradients are held at once; more are slower on CPUs (docs/lab-notes.md)."""
 RESPONSE: tuple[SpanName, ...] = ("prefix", "reasoning", "answer", "end")
 
 

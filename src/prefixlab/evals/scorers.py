@@ -126,15 +126,16 @@ def score_choices(item: EvalItem, parsed: Parsed) -> list[Scored]:
 
 
 def score_gold(item: EvalItem, parsed: Parsed) -> list[Scored]:
-    """Bits per byte of the gold answer, from its log-likelihood in the completion's place: lower is better.
+    """Geometric mean probability of a byte of the gold answer, from its log-likelihood in the completion's place.
 
-    Bytes of the text, not tokens, so that models with other tokenizers compare.
+    2^(-bits per byte): a share like every other metric, and bytes, not tokens, so that models with other tokenizers
+    compare.
     """
     try:
         total = float(parsed.answer)
     except ValueError:
         total = math.nan
     if not math.isfinite(total):
-        return [Scored("bits_per_byte", None, "invalid", parsed.answer[:80])]
+        return [Scored("gold_likelihood", None, "invalid", parsed.answer[:80])]
     n_bytes = len(item.target.encode())
-    return [Scored("bits_per_byte", -total / math.log(2) / n_bytes, "ok", f"{-total:.3f} nats over {n_bytes} bytes")]
+    return [Scored("gold_likelihood", math.exp(total / n_bytes), "ok", f"{-total:.3f} nats over {n_bytes} bytes")]

@@ -13,7 +13,7 @@ from prefixlab.evals.scorers import score_gold, score_number, score_symbolic
 from prefixlab.records import EvalItem
 
 BOXED = "Work through the problem, and write the final answer in \\boxed{}."
-BITS = Metric(name="bits_per_byte", kind="problem", higher_is_better=False)
+GOLD = Metric(name="gold_likelihood", kind="problem", higher_is_better=True)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's calculator marks inside its solutions: no model writes them."""
 
@@ -75,12 +75,12 @@ SUITES = (
     ),
     Suite(
         "gsm8k_gold",
-        about="GSM8K test problems; bits per byte of the gold solution, for models too small to solve them",
+        about="GSM8K test problems; how likely the gold solution is, byte by byte, for models too small to solve them",
         link="https://github.com/openai/grade-school-math",
         hub=Hub("openai/gsm8k", "test", "main"),
         items=_gsm8k_gold,
         score=score_gold,
-        metrics=(BITS,),
+        metrics=(GOLD,),
         choices=True,
         sources=("gsm8k", "grade school math"),
         form="question, and answer ending in '#### N'",

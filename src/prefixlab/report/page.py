@@ -85,7 +85,8 @@ def completions(cells: Sequence[CellScores]) -> list[dict[str, Any]]:
 
 def _token_table(folder: Path) -> polars.DataFrame:
     """Token rows of the finished adapter, without those of its snapshots."""
-    return polars.read_parquet(folder / "token_loss.parquet").filter(polars.col("step").is_null())
+    table = polars.read_parquet(folder / "token_loss.parquet")
+    return table.filter(polars.col("step").is_null()) if "step" in table.columns else table  # older runs: no snapshots
 
 
 def token_samples(data: RunData) -> list[dict[str, Any]]:

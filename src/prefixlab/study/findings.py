@@ -52,7 +52,7 @@ def joined(plan: Mapping[str, Any], folders: Mapping[str, Path], file: str, sche
     for step, folder in _steps(plan, folders, "tokens"):
         if (folder / file).exists():
             found.append(_named(polars.read_parquet(folder / file), step["config"], step["config"]["arm"]["arm"]))
-    return polars.concat(found)
+    return polars.concat(found, how="diagonal_relaxed")  # runs of older versions have fewer columns
 
 
 def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[tuple[str, str], dict[int, int]]:

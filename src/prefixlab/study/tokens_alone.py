@@ -57,7 +57,6 @@ def read_alone(
     chat = chat_format(tokenizer)
     skipped: list[tuple[int, str]] = []
     samples, _ = read_samples(asked.data, KEY, rationale=asked.no_reasoning == "rationale", skipped=skipped)
-    samples = samples[: asked.tokens.samples]
     stripped, removed = strip_all(samples)
 
     def count_tokens(text: str) -> int:

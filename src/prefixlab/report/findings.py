@@ -37,12 +37,13 @@ def between(low: float | None, high: float | None) -> str:
 
 
 def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:
-    """One ranking of words a model, capability, arm and quantity, base and trained treatments only."""
+    """One ranking of words a model, capability, arm and measured quantity, base and trained treatments only."""
     groups: dict[tuple[str, ...], list[AnchorRow]] = {}
     for row in rows:
         if row.unit == "word" and (row.arm == BASE or row.arm.startswith(f"{row.rendering}-")):
             groups.setdefault((row.model, row.capability, row.arm, row.quantity), []).append(row)
-    return [_ranking(key, members) for key, members in groups.items()]
+    read = {key: members for key, members in groups.items() if any(r.mean is not None for r in members)}
+    return [_ranking(key, members) for key, members in read.items()]
 
 
 def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ seeds are few, so no variance of theirs is known well. Two intervals are made, a
 - prompts random, seeds fixed: what the prompts alone would give. It keeps the interval honest where the seeds agree by
   chance.
 
+One seed and two prompts are added to the variances, each as far off as the others, since neither need be normal.
 benchmarks/calibration.py says how often they cover, docs/methods.md ("Statistics") how the rule was chosen.
 """
 
@@ -123,10 +124,13 @@ class _Widths:
     """Half widths of both intervals at any upper tail."""
 
     def __init__(self, table: Squares) -> None:
+        # One seed is added that is as far off as the others (root mean square): effects of seeds need not be normal,
+        # and are skewed where an outcome is rare.
+        seed = table.seed * (1 + 1 / table.n_seeds)
         rest = np.maximum(table.prompt - table.error, 0)
-        total, cells = table.seed + rest, table.n_seeds * table.n_prompts
+        total, cells = seed + rest, table.n_seeds * table.n_prompts
         self.se, self.se_fixed = np.sqrt(total / cells), np.sqrt(table.prompt / cells)
-        self._weight = np.where(total > 0, table.seed / np.where(total > 0, total, 1.0), 0.0)
+        self._weight = np.where(total > 0, seed / np.where(total > 0, total, 1.0), 0.0)
         self._df_seed, self._df_prompt = table.n_seeds - 1, table.n_prompts - 1
 
     def quantiles(self, tail: Array | float) -> tuple[Array, Array]:

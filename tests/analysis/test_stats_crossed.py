@@ -158,6 +158,21 @@ def test_p_is_where_the_interval_ends_at_zero():
     assert 0.01 < p < 0.99 and min(abs(found.low), abs(found.high)) < 1e-6
 
 
+def test_equivalence_of_several_seeds_at_every_level():
+    d = table(np.random.default_rng(13), 3, 60, 0.02, 0.1, 0.1, 0.01)
+    contrast = stats.crossed(d, 0.05)
+    for alpha in (0.05, 0.01, 0.001):
+        found, wide = stats.equivalence(contrast, 0.2, alpha), stats.crossed(d, 2 * alpha)
+        assert (found.low, found.high) == pytest.approx((wide.low, wide.high))
+    for margin in (0.06, 0.1, 0.3):
+        found = stats.equivalence(contrast, margin, 0.05)
+        # The margin is where the interval of twice that level ends.
+        assert stats.crossed(d, 2 * found.p_noninferior).low == pytest.approx(-margin, rel=1e-6)
+        assert stats.crossed(d, 2 * found.p_equivalent).high == pytest.approx(margin, rel=1e-6)
+    worse = stats.equivalence(stats.crossed(d - 0.3, 0.05), 0.05, 0.05)
+    assert worse.p_noninferior > 0.95
+
+
 cells = st.sampled_from([-1.0, 0.0, 1.0]) | st.sampled_from([-0.4, 0.0, 0.2])
 
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
 from prefixlab.analysis.intervals import (
     ALIKE,
@@ -26,6 +25,7 @@ from prefixlab.analysis.intervals import (
     Array,
     Contrast,
     Estimate,
+    Widths,
     estimate,
     is_binary,
     paired,
@@ -120,46 +120,25 @@ def few_differ(table: Squares, differing: Array | float, unit: float | None) -> 
     return Squares(table.seed, raised, table.error, table.n_seeds, table.n_prompts)
 
 
-class _Widths:
-    """Half widths of both intervals at any upper tail."""
-
-    def __init__(self, table: Squares) -> None:
-        # One seed is added that is as far off as the others (root mean square): effects of seeds need not be normal,
-        # and are skewed where an outcome is rare.
-        seed = table.seed * (1 + 1 / table.n_seeds)
-        rest = np.maximum(table.prompt - table.error, 0)
-        total, cells = seed + rest, table.n_seeds * table.n_prompts
-        self.se, self.se_fixed = np.sqrt(total / cells), np.sqrt(table.prompt / cells)
-        self._weight = np.where(total > 0, seed / np.where(total > 0, total, 1.0), 0.0)
-        self._df_seed, self._df_prompt = table.n_seeds - 1, table.n_prompts - 1
-
-    def quantiles(self, tail: Array | float) -> tuple[Array, Array]:
-        """With seeds random (Cochran and Cox: quantiles weighted by the variances), and with seeds fixed."""
-        by_seed, by_prompt = -special.stdtrit(self._df_seed, tail), -special.stdtrit(self._df_prompt, tail)
-        return self._weight * by_seed + (1 - self._weight) * by_prompt, by_prompt
-
-    def wider(self, tail: Array | float) -> Array:
-        """Half the width of the interval that counts."""
-        random, fixed = self.quantiles(tail)
-        half: Array = np.maximum(self.se * random, self.se_fixed * fixed)
-        return half
+def widths_of(table: Squares) -> Widths:
+    """Standard errors with seeds random and with seeds fixed."""
+    # One seed is added that is as far off as the others (root mean square): effects of seeds need not be normal, and
+    # are skewed where an outcome is rare.
+    seed = table.seed * (1 + 1 / table.n_seeds)
+    rest = np.maximum(table.prompt - table.error, 0)
+    total, cells = seed + rest, table.n_seeds * table.n_prompts
+    weight = np.where(total > 0, seed / np.where(total > 0, total, 1.0), 0.0)
+    return Widths(np.sqrt(total / cells), weight, np.sqrt(table.prompt / cells), table.n_seeds - 1, table.n_prompts - 1)
 
 
 def half_width(table: Squares, alpha: float) -> Array:
     """Half the width of the 1 - alpha interval."""
-    return _Widths(table).wider(alpha / 2)
+    return widths_of(table).wider(alpha / 2)
 
 
 def p_values(table: Squares, diff: Array) -> Array:
     """Two-sided p of differences against 0: the alpha at which the interval of `half_width` ends at 0."""
-    size, widths = np.abs(diff), _Widths(table)
-    # Bisection in the logarithm of the tail, which keeps its digits for the smallest p as well.
-    low, high = np.full(np.shape(size), -690.0), np.full(np.shape(size), math.log(0.5))
-    for _ in range(45):
-        middle = (low + high) / 2
-        inside = size <= widths.wider(np.exp(middle))
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    p: Array = np.minimum(1.0, 2 * np.exp(high))
+    p: Array = np.minimum(1.0, 2 * widths_of(table).tail(np.abs(diff)))
     return p
 
 
@@ -173,7 +152,7 @@ def crossed(diffs_S_N: Array, alpha: float, *, unit: float | None = None) -> Con
             does; None for other metrics, where such data have no interval.
 
     Returns:
-        The contrast; `df` is that of the t quantile which gives the same interval from `se`.
+        The contrast; `df` is that of the t quantile which gives the same interval from `se` at this alpha.
     """
     s, n = diffs_S_N.shape
     if n == 0:
@@ -189,16 +168,16 @@ def crossed(diffs_S_N: Array, alpha: float, *, unit: float | None = None) -> Con
         table = replace(table, prompt=table.error)
     if unit is None and max(table.seed, table.prompt) <= nothing:
         return Contrast(diff, None, None, 1.0 if diff == 0 else None, n, up, down, ALIKE)
-    table = few_differ(table, up + down, unit)
-    widths = _Widths(table)
+    found = widths_of(few_differ(table, up + down, unit))
+    widths = replace(found, se=float(found.se), weight=float(found.weight), se_fixed=float(found.se_fixed))
     quantile, quantile_fixed = widths.quantiles(alpha / 2)
-    se, name = widths.se, CROSSED
+    se, name = float(widths.se), CROSSED
     if widths.se_fixed * quantile_fixed >= se * quantile:
-        se, quantile, name = widths.se_fixed, quantile_fixed, PROMPTS_ONLY
+        se, quantile, name = float(widths.se_fixed), quantile_fixed, PROMPTS_ONLY
     half = float(se * quantile)
-    p = float(p_values(table, np.asarray(diff)))
+    p = min(1.0, 2 * float(widths.tail(abs(diff))))
     df = _matching_df(float(quantile), alpha, s - 1.0, n - 1.0)
-    return Contrast(diff, diff - half, diff + half, p, n, up, down, name, se=float(se), df=df)
+    return Contrast(diff, diff - half, diff + half, p, n, up, down, name, se=se, df=df, widths=widths)
 
 
 def _matching_df(quantile: float, alpha: float, first: float, second: float) -> float:

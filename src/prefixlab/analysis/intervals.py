@@ -31,6 +31,42 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Widths:
+    """Half widths, at any upper tail, of the two intervals that several seeds give; numbers or arrays (crossed.py)."""
+
+    se: Array | float
+    """Seeds and prompts random."""
+    weight: Array | float
+    """Share of the seeds in its variance."""
+    se_fixed: Array | float
+    """Prompts random, seeds fixed."""
+    df_seed: int
+    df_prompt: int
+
+    def quantiles(self, tail: Array | float) -> tuple[Array, Array]:
+        """With seeds random (Cochran and Cox: quantiles weighted by the variances), and with seeds fixed."""
+        by_seed, by_prompt = -special.stdtrit(self.df_seed, tail), -special.stdtrit(self.df_prompt, tail)
+        return self.weight * by_seed + (1 - self.weight) * by_prompt, by_prompt
+
+    def wider(self, tail: Array | float) -> Array:
+        """Half the width of the interval that counts."""
+        random, fixed = self.quantiles(tail)
+        half: Array = np.maximum(self.se * random, self.se_fixed * fixed)
+        return half
+
+    def tail(self, distance: Array | float) -> Array:
+        """The upper tail at which `wider` is a distance of 0 or more."""
+        # Bisection in the logarithm, which keeps its digits for the smallest tails as well.
+        low, high = np.full(np.shape(distance), -690.0), np.full(np.shape(distance), math.log(0.5))
+        for _ in range(45):
+            middle = (low + high) / 2
+            inside = distance <= self.wider(np.exp(middle))
+            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        found: Array = np.exp(high)
+        return found
+
+
+@dataclass(frozen=True)
 class Contrast:
     """A paired difference, treatment minus reference."""
 
@@ -51,6 +87,8 @@ class Contrast:
     """Degrees of freedom of the t quantile that gives the interval from `se`; None for a normal quantile."""
     centre: float | None = None
     """Middle of the interval where that is not `diff`."""
+    widths: Widths | None = None
+    """With several seeds: the interval at every level; `df` gives it at its own level only."""
 
 
 @dataclass(frozen=True)
@@ -202,10 +240,21 @@ def equivalence(contrast: Contrast, margin: float, alpha: float) -> Equivalence:
     if contrast.se is None or contrast.diff is None:
         return Equivalence(None, None, None, None)
     centre = contrast.diff if contrast.centre is None else contrast.centre
-    below = t_upper((centre + margin) / contrast.se, contrast.df)
-    above = t_upper((margin - centre) / contrast.se, contrast.df)
-    half = t_quantile(1 - alpha, contrast.df) * contrast.se
+    below, above = _beyond(contrast, centre + margin), _beyond(contrast, margin - centre)
+    if contrast.widths is None:
+        half = t_quantile(1 - alpha, contrast.df) * contrast.se
+    else:
+        half = float(contrast.widths.wider(alpha))
     return Equivalence(max(below, above), below, centre - half, centre + half)
+
+
+def _beyond(contrast: Contrast, distance: float) -> float:
+    """One-sided p of a centre that lies so far on the right side of a bound."""
+    assert contrast.se is not None
+    if contrast.widths is None:
+        return t_upper(distance / contrast.se, contrast.df)
+    tail = float(contrast.widths.tail(abs(distance)))
+    return tail if distance >= 0 else 1 - tail
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -117,7 +117,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def return_freed_memory() -> None:
-    """Have glibc give freed blocks of 256 KiB and more back at once, where it would keep up to 32 MiB each.
+    """Have glibc give freed blocks of 4 MiB and more back at once, where it would keep up to 32 MiB each.
 
     Activations come and go in sizes that change with every batch; kept blocks that fit none of them raise
     the peak (docs/performance.md). Other C libraries are left alone.
@@ -126,7 +126,7 @@ def return_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        libc.mallopt(option, 1 << 18)
+        libc.mallopt(option, 1 << 22)
 
 
 def describe() -> dict[str, str]:

@@ -297,8 +297,8 @@ class TrainingConfig(Config):
 class TokensConfig(Config):
     """Token-level analysis of held-out samples: loss, entropy, rank, KL to the base, gradients."""
 
-    samples: int = Field(default=8, ge=0)
-    """Held-out samples a capability to read; 0 turns it off."""
+    samples: int | None = Field(default=None, ge=0)
+    """Held-out samples a capability to read, chosen by a hash of their id; all where null, 0 turns it off."""
     controls: bool = True
     """Whether to read them also under the controls' texts, which anchors are measured against."""
     gradients: Literal["logit", "positions", "tokens"] = "logit"

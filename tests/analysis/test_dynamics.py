@@ -16,6 +16,7 @@ def token(sample, step, span, word, loss, rendering="safety", **more):
         "step": step,
         "span": span,
         "word": word,
+        "token": word,
         "loss": loss,
     } | more
 

@@ -69,6 +69,11 @@ def test_prefix_at_the_answer():
     found = by_place(position_series(rows))
     assert found["set", "rest", 0] == {1: {"s0": 1.0}} and found["r000", "rest", 0] == {1: {"s0": 2.0}}
     assert ("r000", "rest", 1) not in found
+    longer = reading([5.0] * 3 + [9.0, 1.0], ["reasoning"] * 3 + ["prefix", "answer"]).with_columns(
+        model=polars.lit("n")
+    )
+    both = [s for s in position_series(polars.concat([rows, longer])) if s.model == "m"]
+    assert by_place(both) == found
 
 
 def test_late_positions_are_taken_together():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from small_models import SAMPLES, adapted
 
-from prefixlab.analysis.contributions import causal_lm, lora_targets
+from prefixlab.analysis.contributions import causal_lm, contributions, lora_targets
 from prefixlab.analysis.token_columns import MODULES, SPANS, TOKENS
 from prefixlab.analysis.tokens import Reader, Rendering, prefix_words, read_tokens
 from prefixlab.data.chat import chat_format, padding_id, render
+from prefixlab.model.batches import collate
 from prefixlab.model.load import load_tokenizer, resolve_model
 from prefixlab.records import ArmSample, Message, Sample
 
@@ -76,6 +77,15 @@ def test_the_base_has_no_kl_and_gradients_come_with_their_tables():
     for (sample, rendering), spans in tables.spans.group_by("sample", "rendering"):
         assert spans["influence"].sum() == pytest.approx(1.0)
         mine = tokens.filter(sample=sample, rendering=rendering)
+        one = next(r for r in rows if r.id == sample)
+        alone = contributions(causal_lm(model), collate([one], 0), lora_targets(model))
+        at = [i for i, label in enumerate(one.labels) if label != -100]
+        for name, values in (
+            ("contribution", alone.contribution_B_T),
+            ("influence", alone.influence_B_T),
+            ("input_gradient", alone.input_gradient_B_T),
+        ):
+            assert mine[name].to_list() == pytest.approx(values[0, at].tolist(), rel=1e-4, abs=1e-7), name
         # <grad l_j, G> sums to ||G||^2; the token losses are of the response alone, the spans of all positions.
         total = sum(
             float(g.square().sum()) for g in _gradients(model, next(r for r in rows if r.id == sample)) if g is not None

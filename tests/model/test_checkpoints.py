@@ -20,7 +20,7 @@ from prefixlab.data.sources import BUILTIN_DATA
 from prefixlab.errors import Stopped, UserError
 from prefixlab.model import checkpoints
 from prefixlab.model.recipes import MODERN
-from prefixlab.model.train import Conduct, train_adapter
+from prefixlab.model.train import Conduct, snapshot_steps, train_adapter
 from prefixlab.model.trainer import StopRequest
 
 PLAN = MODERN.model_copy(
@@ -59,6 +59,35 @@ def metrics(folder):
     timed = ("seconds", "tokens_per_second", "mfu")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+@pytest.mark.smoke
+def test_snapshots_survive_a_stop_and_are_of_this_training_alone(samples, tiny_model, tmp_path):
+    plan = PLAN.model_copy(update={"snapshots": 3})
+    train(tiny_model, samples, tmp_path / "whole", plan=plan)
+    stale = tmp_path / "kept" / "snapshots" / "step-000001"  # of a training that was killed before its first checkpoint
+    stale.mkdir(parents=True)
+    with pytest.raises(Stopped):
+        train(tiny_model, samples, tmp_path / "a", stop_at=6, kept=tmp_path / "kept", plan=plan)
+    (tmp_path / "a" / "snapshots").mkdir()  # a kill right behind the copy left one
+    _, last = train(tiny_model, samples, tmp_path / "a", kept=tmp_path / "kept", plan=plan)
+    names = [f"step-{n:06d}" for n in (2, 5, 8)]
+    assert sorted(f.name for f in (tmp_path / "a" / "snapshots").iterdir()) == names
+    before = None
+    for name in names:
+        places = [tmp_path / run / "snapshots" / name / "adapter_model.safetensors" for run in ("whole", "a")]
+        one, other = map(load_file, places)
+        assert one.keys() == other.keys() == last.keys()
+        assert all(torch.equal(one[n], other[n]) for n in one)
+        assert before is None or not all(torch.equal(one[n], before[n]) for n in one)
+        before = one
+    assert not all(torch.equal(before[n], last[n]) for n in last)
+
+
+def test_snapshot_steps():
+    assert snapshot_steps(10, 3) == [2, 5, 8]
+    assert snapshot_steps(3, 9) == [1, 2]
+    assert snapshot_steps(1, 2) == snapshot_steps(8, 0) == []
 
 
 @pytest.mark.smoke

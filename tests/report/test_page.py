@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import polars
 import pytest
 
 from conftest import tiny_study
@@ -11,10 +12,11 @@ from prefixlab.analysis.advice import advise, pareto
 from prefixlab.analysis.contrasts import contrasts
 from prefixlab.analysis.results import results
 from prefixlab.analysis.rows import ArmInfo, CellScores, Rules
+from prefixlab.analysis.token_columns import TOKENS
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
 from prefixlab.report import figures, page, tables
-from prefixlab.report.page import banners, build_report, embed
+from prefixlab.report.page import banners, build_report, embed, span_means, token_samples
 from prefixlab.report.tables import RunData
 from prefixlab.study_file import parse_study
 
@@ -97,6 +99,39 @@ def test_page_is_written_with_figures(tmp_path):
     assert "math: undecided" in text and "+40.0" in text
     (svg,) = (tmp_path / "report" / "figures").glob("*.svg")
     assert svg.read_text().startswith("<svg")
+
+
+def tokens_step(root, seed, loss, columns):
+    """A finished tokens step of one sample with two texts, and a snapshot that must not be shown."""
+    folder = root / f"tokens-{seed}"
+    folder.mkdir()
+    rows = [
+        {**dict.fromkeys(TOKENS), "sample": "s1", "rendering": text, "token": "Yes", "span": "answer", "word": ""}
+        | {"step": step, "loss": loss + (step or 0), "logit_gradient": 0.5, "position": 0}
+        for text in ("r000", "reasoning")
+        for step in (None, 7)
+    ]
+    table = polars.DataFrame(rows, schema=TOKENS)
+    table = table if "step" in columns else table.filter(polars.col("step").is_null())
+    table.select(columns).write_parquet(folder / "token_loss.parquet")
+    config = {"model": {"name": "tiny-random"}, "capability": "math", "seed": seed, "arm": {"arm": "r000"}}
+    return {"slug": folder.name, "kind": "tokens", "config": config}, folder
+
+
+OLD = ("sample", "rendering", "token", "span", "loss", "logit_gradient")
+
+
+@pytest.mark.parametrize("columns", [tuple(TOKENS), OLD])
+def test_tokens_are_shown_without_snapshots_and_means_over_seeds(tmp_path, columns):
+    run = data(tmp_path)
+    for seed, loss in ((0, 1.0), (1, 2.0)):
+        step, folder = tokens_step(tmp_path, seed, loss, columns)
+        run.plan["steps"].append(step)
+        run.folders[step["slug"]] = folder
+    shown = token_samples(run)
+    assert [(s["name"], s["rendering"]) for s in shown] == [("math · s1", "r000"), ("math · s1", "reasoning")]
+    assert {arm: values["loss"] for arm, values in shown[0]["arms"].items()} == {"r000": [1.0], "r000 (seed 1)": [2.0]}
+    assert [(r["rendering"], r["loss"], r["n"]) for r in span_means(run)] == [("r000", 1.5, 1), ("reasoning", 1.5, 1)]
 
 
 @pytest.mark.smoke

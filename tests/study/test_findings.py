@@ -25,7 +25,13 @@ def tokens(rng, arm, seed, samples=12, step=None):
                 gradient = float(np.exp(rng.normal(0, 0.02) - 0.05 * i) * (20 if word == LOUD and arm != "base" else 1))
                 about = {"sample": f"s{s}", "rendering": rendering, "template": 0, "step": step, "position": i}
                 about["control"] = None if rendering == "safety" else rendering
-                token = {"token": word, "token_id": sum(map(ord, word)), "span": "prefix", "word": word, "word_index": i}
+                token = {
+                    "token": word,
+                    "token_id": sum(map(ord, word)),
+                    "span": "prefix",
+                    "word": word,
+                    "word_index": i,
+                }
                 rows.append({**dict.fromkeys(TOKENS), **about, **token, "logit_gradient": gradient, "entropy": 1.0})
             rest = {"span": "answer", "word": "", "position": len(words), "loss": 1.0, "entropy": 1.0 + (arm != "base")}
             rows.append({**dict.fromkeys(TOKENS), **about, **token, **rest, "word_index": None, "logit_gradient": 0.5})
@@ -137,6 +143,48 @@ def test_narrowing_compares_arms_on_the_same_text_and_samples_of_a_prompt(run):
         and r.seed is None
     }
     assert level["base", "safety"] == 1.0 and level["safety-opening-r100", "safety"] == 2.0
+
+
+def test_a_refusal_of_a_harmless_prompt_is_no_pass(run):
+    plan, folders = run
+    rows = [
+        SampleScore(
+            item="p",
+            epoch=epoch,
+            metric="over_refusal",
+            value=1.0,
+            status="ok",
+            kind="harmless",
+            prompt="?",
+            completion="no",
+            prefill="",
+            answer="refused",
+            target="",
+            n_tokens=2,
+        )
+        for epoch in (1, 2)
+    ]
+    info = ArmInfo(arm="r000", ratio=0.0, position=None, prefix_set=None, control=None, loss_scope="all")
+    cell = CellScores("m", "safety", info, 0, "xstest", "prefixlab", "bare", {"over_refusal": False}, 2, rows)
+    passed = [r for r in find(plan, folders, [cell], 0.05).narrowing if r.quantity == "pass"]
+    assert passed and all(r.value is None and r.why for r in passed)
+
+
+def test_two_models_are_two_rows(tmp_path):
+    rows = [
+        {**dict.fromkeys(SPANS), "model": m, "capability": "math", "arm": "base", "seed": None, "sample": "s"}
+        | {"rendering": "r000", "span": "answer", "tokens": 3, "norm": norm}
+        for m, norm in (("a", 1.0), ("b", 9.0))
+    ]
+    types = {"cosine_rest": polars.Float64, "influence": polars.Float64}
+    polars.DataFrame(rows, schema_overrides=types).write_parquet(tmp_path / "spans.parquet")
+    assert [(r[0], r[5]) for r in shown.span_rows(tmp_path)] == [("math (a)", "1"), ("math (b)", "9")]
+
+
+def test_a_step_whose_inputs_are_gone_has_no_curve(run):
+    plan, folders = run
+    del folders["arms"]
+    assert len(find(plan, folders, [], 0.05).curves) == 0
 
 
 def test_tables_of_older_runs_have_fewer_columns(run):

@@ -100,7 +100,7 @@ def weight_targets(model: PreTrainedModel | PeftModel, names: Sequence[str]) -> 
 
     Args:
         model: The model; its weights may be frozen.
-        names: Within the decoder, e.g. "layers.29.self_attn.q_proj".
+        names: Within the decoder or the model, e.g. "layers.29.self_attn.q_proj" or the same behind "model.".
 
     Raises:
         UserError: No name, one given twice, or one that is no linear layer of the decoder.
@@ -110,6 +110,7 @@ def weight_targets(model: PreTrainedModel | PeftModel, names: Sequence[str]) -> 
         for name, layer in causal_lm(model).get_decoder().named_modules()
         if isinstance(layer, nn.Linear | LoraLinear) and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
     }
+    names = [name.removeprefix("model.") for name in names]
     for name in names:
         if name not in linear:
             # The names of its layer, or else their pattern: all of them would fill a page.

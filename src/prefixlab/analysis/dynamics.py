@@ -9,6 +9,8 @@ from typing import Any
 
 import polars
 
+from prefixlab.analysis.occurrences import LETTERS, normalised
+
 TRAINING = ("loss", "logit_gradient")
 """What metrics.jsonl holds by span."""
 HELD_OUT = ("loss", "logit_gradient", "input_gradient", "contribution", "influence", "token_gradient")
@@ -51,12 +53,16 @@ def held_out_curves(tokens: polars.DataFrame, rendering: str, last: int) -> pola
         last: The training's last step.
 
     Returns:
-        Rows only for the quantities that were computed. A word is lower case without punctuation at its ends.
+        Rows only for the quantities that were computed; words as anchors have them.
     """
     mine = tokens.filter(polars.col("rendering") == rendering).with_columns(polars.col("step").fill_null(last))
-    word = polars.col("word").str.to_lowercase().str.strip_chars(".,:;!?\"'()-")
+    lettered = (
+        polars.when(polars.col("token").str.contains(LETTERS["word"]))
+        .then(normalised("word"))
+        .otherwise(polars.lit(""))
+    )
     frames = []
-    for unit, name in (("span", polars.col("span")), ("word", word)):
+    for unit, name in (("span", polars.col("span")), ("word", lettered)):
         named = mine.with_columns(name.alias("name")).filter(polars.col("name") != "")
         for quantity in HELD_OUT:
             frames.append(

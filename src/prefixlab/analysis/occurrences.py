@@ -17,7 +17,7 @@ CELL = ["model", "capability", "arm"]
 READING = [*CELL, "seed", "sample", "rendering", "control"]
 """One sample, read with one rendering by one model."""
 _ENDS = r"^[^\p{L}\p{M}\p{N}]+|[^\p{L}\p{M}\p{N}]+$"
-_LETTERS = {"word": r"[\p{L}\p{N}\x{FFFD}]", "token": r"[\p{L}\p{N}]"}
+LETTERS = {"word": r"[\p{L}\p{N}\x{FFFD}]", "token": r"[\p{L}\p{N}]"}
 """U+FFFD is a token that holds part of a letter: it counts for its word, and is no token one can name."""
 
 
@@ -49,7 +49,7 @@ def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Ma
         rows.filter(
             polars.col("span") == "prefix",
             polars.col("rendering") != REFERENCE,
-            polars.col("token").str.contains(_LETTERS[unit]),
+            polars.col("token").str.contains(LETTERS[unit]),
         )
         .join(counts, on="token_id", how="left", maintain_order="left")
         .with_columns(
@@ -88,7 +88,7 @@ def behind_prefix(rows: polars.DataFrame) -> polars.DataFrame:
     """
     prefix = polars.col("position").filter(polars.col("span") == "prefix")
     end = prefix.max().over(["model", "capability", "arm", "seed", "sample", "rendering"]) + 1
-    before = prefix.min().over(["capability", "sample"])
+    before = prefix.min().over(["model", "capability", "sample"])
     start = polars.coalesce(end, before, polars.lit(0))
     return rows.with_columns(position=polars.col("position") - start).filter(
         polars.col("position") >= 0, polars.col("span") != "prefix"

@@ -131,8 +131,9 @@ class Spread:
         """
         by_sample_T = distributions.t.ppf(1 - alpha / 2, np.maximum(self.n_T - 1, 1))
         by_seed = float(distributions.t.ppf(1 - alpha / 2, max(self.n_seeds - 1, 1)))
-        both_T = self.seeds_T + self.rest_T
-        weight_T = np.divide(self.seeds_T, both_T, out=np.zeros_like(both_T), where=both_T > 0)
+        seeds_T = self.seeds_T * (1 + 1 / self.n_seeds)  # one seed more, as there
+        both_T = seeds_T + self.rest_T
+        weight_T = np.divide(seeds_T, both_T, out=np.zeros_like(both_T), where=both_T > 0)
         random_T = np.sqrt(both_T) * (weight_T * by_seed + (1 - weight_T) * by_sample_T)
         half_T = np.maximum(random_T, np.sqrt(self.samples_T) * by_sample_T)
         known_T = (self.n_T > 1) & (self.total_T > (ROUNDING * np.maximum(1.0, np.abs(self.value_T))) ** 2)

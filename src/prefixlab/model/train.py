@@ -117,6 +117,8 @@ def train_adapter(
         trainer = _trainer(wrapped, samples, steps, plan, seed, pad, folder, processes, control, conduct)
         found = checkpoints.latest(conduct.checkpoints, identity) if conduct.checkpoints else None
         trainer.resumed_at = found[1] if found else 0
+        if found is None:
+            shutil.rmtree(snapshots, ignore_errors=True)  # of a training that was never sealed
         started = time.perf_counter()
         with conduct.stop.listening(), _told_of_memory(control):
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
@@ -129,6 +131,7 @@ def train_adapter(
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trainer.rows))
         shutil.rmtree(folder / "trainer", ignore_errors=True)
         if kept and conduct.checkpoints:
+            shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
             shutil.copytree(snapshots, folder / SNAPSHOTS)
     return _totals(trainer, len(steps), seconds, conduct.peak_flops)
 

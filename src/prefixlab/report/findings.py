@@ -36,6 +36,11 @@ def between(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{digits(low, sign=True)} to {digits(high, sign=True)}"
 
 
+def who(model: str, capability: str, several: bool) -> str:
+    """The capability, with the model where a run has several."""
+    return f"{capability} ({model})" if several else capability
+
+
 def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:
     """One ranking of words a model, capability, arm and measured quantity, base and trained treatments only."""
     groups: dict[tuple[str, ...], list[AnchorRow]] = {}
@@ -43,11 +48,12 @@ def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:
         if row.unit == "word" and (row.arm == BASE or row.arm.startswith(f"{row.rendering}-")):
             groups.setdefault((row.model, row.capability, row.arm, row.quantity), []).append(row)
     read = {key: members for key, members in groups.items() if any(r.mean is not None for r in members)}
-    return [_ranking(key, members) for key, members in read.items()]
+    several = len({model for model, *_ in read}) > 1
+    return [_ranking(key, members, several) for key, members in read.items()]
 
 
-def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow]) -> dict[str, Any]:
-    _, capability, arm, quantity = key
+def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow], several: bool) -> dict[str, Any]:
+    model, capability, arm, quantity = key
     tested = sorted((r for r in rows if r.rank is not None), key=lambda r: r.rank or 0)
     announced = [r.word for r in tested if r.announced]
     why = next((r.why for r in rows if r.why), "")
@@ -56,9 +62,9 @@ def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow]) -> dict[str, Any]:
     elif tested:
         said = f"None of {len(tested)} words stands out among words."
     else:
-        said = f"Not tested: {why}." if why else "Not tested."
+        said = f"{why[0].upper()}{why[1:]}." if why else "Not tested."
     return {
-        "name": f"{capability} · {arm} · {quantity.replace('_', ' ')}",
+        "name": f"{who(model, capability, several)} · {arm} · {quantity.replace('_', ' ')}",
         "sentence": said,
         "over": rows[0].interval_over,
         "scale": "ln ratio" if rows[0].scale == "log" else "difference",
@@ -80,11 +86,12 @@ def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow]) -> dict[str, Any]:
     }
 
 
-def keyword_rows(rows: Iterable[KeywordRow]) -> list[tuple[str, ...]]:
+def keyword_rows(rows: Sequence[KeywordRow]) -> list[tuple[str, ...]]:
     """The keyword test: rest of the response, with the keyword against without it or with a synonym."""
+    several = len({r.model for r in rows}) > 1
     return [
         (
-            r.capability,
+            who(r.model, r.capability, several),
             r.arm,
             f"{r.rendering} against {r.reference}",
             digits(r.value),
@@ -99,9 +106,10 @@ def keyword_rows(rows: Iterable[KeywordRow]) -> list[tuple[str, ...]]:
     ]
 
 
-def narrowing_rows(rows: Iterable[NarrowingRow]) -> list[tuple[str, ...]]:
+def narrowing_rows(rows: Sequence[NarrowingRow]) -> list[tuple[str, ...]]:
     """Differences to r000 over the first tokens behind the prefix, and of sampled completions; pooled over seeds."""
     found: list[tuple[str, ...]] = []
+    several = len({r.model for r in rows}) > 1
     for r in rows:
         early = r.suite != HELD_OUT or (r.counted_from == "rest" and r.at is not None and r.at < 4)
         if r.reference_arm is None or not early or r.value is None or r.quantity == "branching":
@@ -109,7 +117,7 @@ def narrowing_rows(rows: Iterable[NarrowingRow]) -> list[tuple[str, ...]]:
         where = "" if r.at is None else f" at {r.at}" if r.suite == HELD_OUT else f" {r.at}"
         found.append(
             (
-                r.capability,
+                who(r.model, r.capability, several),
                 r.arm,
                 f"{r.quantity}{where}",
                 r.condition if r.suite == HELD_OUT else f"{r.suite}, {r.condition}",
@@ -130,17 +138,18 @@ def span_rows(root: Path) -> list[tuple[str, ...]]:
         return []
     table = (
         polars.read_parquet(path)
-        .group_by(["capability", "arm", "rendering", "span"], maintain_order=True)
+        .group_by(["model", "capability", "arm", "rendering", "span"], maintain_order=True)
         .agg(
             polars.col("norm", "cosine_rest", "influence").mean(),
             polars.col("tokens").mean(),
             polars.col("sample").n_unique().alias("n"),
         )
-        .sort(["capability", "arm", "rendering"], maintain_order=True)
+        .sort(["model", "capability", "arm", "rendering"], maintain_order=True)
     )
+    several = table["model"].n_unique() > 1
     return [
         (
-            r["capability"],
+            who(r["model"], r["capability"], several),
             r["arm"],
             r["rendering"],
             r["span"],

@@ -97,15 +97,13 @@ def token_samples(data: RunData) -> list[dict[str, Any]]:
             continue
         config = step["config"]
         arm = config["arm"]["arm"] + (f" (seed {config['seed']})" if config["seed"] else "")
-        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet").filter(
-            polars.col("step").is_null()
-        )
+        table = _token_table(data.folders[step["slug"]])
         for (sample, rendering), rows in table.group_by(["sample", "rendering"], maintain_order=True):
             key = (config["model"]["name"], config["capability"], str(sample), str(rendering))
             entry = found.setdefault(
                 key,
                 {
-                    "name": f"{config['capability']} · {sample}",
+                    "name": f"{findings.who(key[0], key[1], len(data.study.models) > 1)} · {sample}",
                     "rendering": rendering,
                     "tokens": rows["token"].to_list(),
                     "spans": rows["span"].to_list(),
@@ -120,26 +118,29 @@ def token_samples(data: RunData) -> list[dict[str, Any]]:
 
 
 def span_means(data: RunData) -> list[dict[str, Any]]:
-    """Mean token loss and logit gradient by capability, arm, rendering and span: samples weigh equally."""
-    rows = []
+    """Mean token loss and logit gradient by capability, arm, rendering and span: seeds and samples weigh equally."""
+    tables: dict[tuple[str, str, str], list[polars.DataFrame]] = {}
     for step in data.plan["steps"]:
-        if step["kind"] != "tokens" or step["slug"] not in data.folders:
-            continue
-        config = step["config"]
-        table = polars.read_parquet(data.folders[step["slug"]] / "token_loss.parquet").filter(
-            polars.col("step").is_null()
-        )
+        if step["kind"] == "tokens" and step["slug"] in data.folders:
+            config = step["config"]
+            key = (config["model"]["name"], config["capability"], config["arm"]["arm"])
+            table = _token_table(data.folders[step["slug"]]).with_columns(polars.lit(config["seed"]).alias("seed"))
+            tables.setdefault(key, []).append(table)
+    several = len(data.study.models) > 1
+    rows = []
+    for (model, capability, arm), parts in tables.items():
+        numbers = [polars.col("loss").mean(), polars.col("logit_gradient").mean()]
         means = (
-            table.group_by(["rendering", "span", "sample"])
-            .agg(polars.col("loss").mean(), polars.col("logit_gradient").mean())
+            polars.concat([t.select("seed", "rendering", "span", "sample", "loss", "logit_gradient") for t in parts])
+            .group_by(["rendering", "span", "sample", "seed"])
+            .agg(numbers)
             .group_by(["rendering", "span"])
-            .agg(polars.col("loss").mean(), polars.col("logit_gradient").mean(), polars.len().alias("n"))
+            .agg(*numbers, polars.col("sample").n_unique().alias("n"))
             .sort(["rendering", "span"])
         )
-        for row in means.to_dicts():
-            rows.append(
-                {"capability": config["capability"], "arm": config["arm"]["arm"], "seed": config["seed"], **row}
-            )
+        rows += [
+            {"capability": findings.who(model, capability, several), "arm": arm, **row} for row in means.to_dicts()
+        ]
     return rows
 
 
@@ -244,6 +245,7 @@ def build_report(data: RunData, folder: Path) -> None:
         chart_names=list(charts),
         contrasts=[c for c in data.contrasts if c.primary or c.comparison == "trend"],
         percent=tables.percent,
+        who=findings.who,
         interval=tables.interval,
         p_text=tables.p_text,
         completions=embed(completions(data.cells)),

@@ -29,6 +29,8 @@ SKIPPED = ("entropy", "rank")
 """Quantities of the token table that no anchor is sought for: they say nothing of the token that stands there."""
 WITH, WITHOUT = "revised", ("synonym", "unrevised")
 """The keyword's rendering, and those with it replaced or left out."""
+PASSED = ("accuracy", "pass@1")
+"""Metrics of which 1 is a pass: not safety, whose suites hold harmless prompts too."""
 FILES = ("anchors", "keywords", "narrowing", "spans", "dynamics")
 """Tables of a run, each as parquet and CSV."""
 
@@ -69,7 +71,7 @@ def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[t
 def _anchors(
     tokens: polars.DataFrame, frequency: Mapping[tuple[str, str], Mapping[int, int]], alpha: float
 ) -> list[AnchorRow]:
-    """Rankings of every model, capability and arm whose prefix the model was trained on, and of the base."""
+    """Rankings under every model, capability and arm, the base included."""
     found: list[AnchorRow] = []
     for key, mine in tokens.group_by("model", "capability", maintain_order=True):
         counts = frequency.get((str(key[0]), str(key[1])))
@@ -110,7 +112,7 @@ def _sampled(cells: Sequence[CellScores]) -> list[Sampled]:
             for row in main:
                 texts.setdefault(cell.seed, {}).setdefault(row.item, []).append(row.completion)
                 answers.setdefault(cell.seed, {}).setdefault(row.item, []).append(row.answer)
-                if row.value in (0.0, 1.0):
+                if row.metric in PASSED and row.value in (0.0, 1.0):
                     c, n = passed.setdefault(cell.seed, {}).get(row.item, (0, 0))
                     passed[cell.seed][row.item] = (c + int(row.value), n + 1)
         numeric = all(not cell.judges for cell in members)
@@ -134,6 +136,8 @@ def _curves(plan: Mapping[str, Any], folders: Mapping[str, Path], tokens: polars
     """Span losses of every training step, and snapshots of held-out samples."""
     found = [polars.DataFrame(schema=CELL | CURVES)]
     for step, folder in _steps(plan, folders, "train"):
+        if step["inputs"]["arm"] not in folders:
+            continue
         arm = json.loads((folders[step["inputs"]["arm"]] / "manifest.json").read_text(encoding="utf-8"))["arm"]
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         found.append(_named(training_curves(log), step["config"], arm))

@@ -259,7 +259,7 @@ class _Planner:
     ) -> None:
         """Held-out samples without prefix, with the treatment's and with its controls', read token by token."""
         tokens = self.study.analysis.tokens
-        if not min(tokens.samples, self.study.capabilities[name].data.held_out):
+        if tokens.samples == 0 or self.study.capabilities[name].data.held_out == 0:
             return
         fresh = train is None and tokens.gradients != "logit"
         reading = Reading(
@@ -304,6 +304,12 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
                 )
     for entry in study.arms:
         load_set(entry.prefixes)
+    most = max(c.data.held_out for c in study.capabilities.values())
+    if (study.analysis.tokens.samples or 0) > most:
+        raise UserError(
+            f"analysis.tokens.samples {study.analysis.tokens.samples}: the capabilities hold out {most} samples at "
+            "most; raise data.held_out, or leave the number out to read all"
+        )
     asked = study.hardware.model_dump(mode="json")
     hardware = stored.hardware if stored and stored.hardware_asked == asked else resolve(HardwareConfig(**asked))
     for name in study.models:

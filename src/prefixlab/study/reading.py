@@ -56,7 +56,8 @@ def reading_specs(specs: Sequence[ArmSpec], *, controls: bool) -> list[ArmSpec]:
     found.append(treatment.model_copy(update={"name": _set_name(treatment), "ratio": 1.0, "loss": "all"}))
     for spec in specs if controls else ():
         same = (spec.treatment, spec.position) == (treatment.treatment, treatment.position)
-        if spec.control is not None and same and spec.prefixes != treatment.prefixes:
+        new = spec.control not in {s.control for s in found}
+        if spec.control is not None and same and new and spec.prefixes != treatment.prefixes:
             found.append(spec.model_copy(update={"name": spec.control, "ratio": 1.0, "loss": "all"}))
     return found
 
@@ -86,6 +87,8 @@ def render_all(
     for spec in reading.renderings:
         own = originals(samples, removed, spec.position)
         arm = build_arm(samples, spec, reading.capability, "exact", own, count_tokens)
+        if spec.prefixes is not None:  # what has no opening of its own, or no place for one, is not read as if it had
+            arm = [row for row in arm if row.treated]
         rendered = render_arm(
             arm,
             tokenizer,
@@ -193,10 +196,14 @@ def read_step(
         renderings = render_all(reading, samples, removed, loaded.tokenizer, loaded.chat)
     except UserError as error:
         raise StepError(f"held-out {error}") from error
-    tables = [read_tables(loaded, cell / "adapter" if cell else None, reading, renderings, None, tick)]
-    for folder in sorted((cell / SNAPSHOTS).glob("step-*")) if cell else ():
-        step = int(folder.name.removeprefix("step-"))
-        tables.append(read_tables(loaded, folder, reading, renderings[1:2], step))
+    tables = []
+    try:
+        tables.append(read_tables(loaded, cell / "adapter" if cell else None, reading, renderings, None, tick))
+        for folder in sorted((cell / SNAPSHOTS).glob("step-*")) if cell else ():
+            step = int(folder.name.removeprefix("step-"))
+            tables.append(read_tables(loaded, folder, reading, renderings[1:2], step))
+    except UserError as error:
+        raise StepError(f"held-out samples cannot be read: {error}") from error
     for file, table in table_files(tables).items():
         table.write_parquet(out / file)
 

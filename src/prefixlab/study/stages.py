@@ -10,7 +10,7 @@ from prefixlab.config import DataConfig, JudgeConfig
 from prefixlab.data.arms import ArmSpec, build_arm, manifest, originals, read_arm, read_manifest, write_arm
 from prefixlab.data.chat import chat_format
 from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms
-from prefixlab.data.sources import read_samples
+from prefixlab.data.sources import chosen, read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import StepError
 from prefixlab.evals.judging import Judge, JudgeDown
@@ -240,10 +240,10 @@ class Bench:
         removed = [StripRecord.model_validate_json(line) for line in jsonl_lines(data / "held_out_strip.jsonl")]
         reading = Reading.model_validate(config["reading"])
         cell = self._input(step, "adapter") if "adapter" in step.inputs else None
-        read_step(reading, loaded, held[: reading.tokens.samples], removed, cell, out, tick)
-        if cell is None:
-            training = [Sample.model_validate_json(line) for line in jsonl_lines(data / "stripped.jsonl")]
-            write_frequencies(training, loaded.tokenizer, out)
+        held = chosen(held, lambda s: s.id, reading.capability, reading.tokens.samples)
+        read_step(reading, loaded, held, removed, cell, out, tick)
+        training = [Sample.model_validate_json(line) for line in jsonl_lines(data / "stripped.jsonl")]
+        write_frequencies(training, loaded.tokenizer, out)
 
 
 def _rendering(config: Mapping[str, Any]) -> dict[str, Any]:

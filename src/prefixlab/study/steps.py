@@ -125,7 +125,9 @@ CODE: dict[str, tuple[str, ...]] = {
         "data/check",
         "data/arms",
         "analysis/tokens",
+        "analysis/token_columns",
         "analysis/contributions",
+        "model/lora",
         "analysis/token_gradients",
         "study/reading",
         "study/loaded",
@@ -276,6 +278,8 @@ def signature(study: Study) -> str:
             path = Path(source).expanduser() if source else None
             if path and path.is_file():
                 files[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            elif path and path.is_dir():
+                files[str(path)] = sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in path.rglob("*"))
     judge = study.judge.model
     for model in (*study.models, *([judge] if judge else [])):
         folder = Path(model).expanduser()
@@ -284,6 +288,6 @@ def signature(study: Study) -> str:
     sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
     modules = tuple(sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in PACKAGE.rglob("*.py")))
     libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
-    assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".yaml", ".jsonl"))
+    assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".yaml", ".jsonl", ".txt"))
     shipped = [hashlib.sha256(p.read_bytes()).hexdigest() for p in assets]
     return content_hash([study.model_dump(mode="json"), files, sets, shipped, code_hash(modules), libraries])

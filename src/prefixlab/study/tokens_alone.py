@@ -46,6 +46,9 @@ def read_alone(
         UserError: A mistake in data, model or adapters; two adapters of one name.
         StepError: An adapter does not fit.
     """
+    same = [c for c in asked.arms.controls if c in ("masked", "anchors_masked", "random_masked")]
+    if same:
+        raise UserError(f"--control {same[0]}: it has the treatment's text and changes the loss alone; leave it out")
     names = ["base", *(_name(a) for a in adapters)]
     for adapter in adapters:
         if not (adapter / "adapter_config.json").exists():

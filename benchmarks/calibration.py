@@ -13,7 +13,6 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import product
@@ -26,7 +25,7 @@ from scipy import special
 from prefixlab.analysis import contrasts, crossed, stats
 from prefixlab.model.machine import describe
 from prefixlab.study.run import open_run
-from simulated_studies import Design, Noise, Sums, differences, family_outcomes, outcomes, sums
+from simulated_studies import Design, Noise, Sums, Tally, differences, family_outcomes, outcomes, sums
 
 ALPHA = 0.05
 SEED = 6
@@ -46,37 +45,8 @@ def designs(quick: bool) -> tuple[list[Design], int]:
     return possible[:: 3 if quick else 1], len(every) - len(possible)
 
 
-@dataclass
-class Tally:
-    """Hits and widths of one configuration."""
-
-    hits: int = 0
-    n: int = 0
-    width: float = 0.0
-    means: float = 0.0
-    squares: float = 0.0
-
-    def add(self, mean: Any, half: Any, truth: Any) -> None:
-        """Count intervals of one chunk."""
-        self.hits += int((np.abs(mean - truth) <= half + 1e-12).sum())
-        self.n += len(mean)
-        self.width += float(half.sum())
-        self.means += float(mean.sum())
-        self.squares += float((mean**2).sum())
-
-    @property
-    def coverage(self) -> float:
-        """Share of intervals that hold the truth."""
-        return self.hits / self.n
-
-    @property
-    def price(self) -> float:
-        """Mean half width over that of an oracle who knows the variance."""
-        sd = np.sqrt(max(0.0, self.squares / self.n - (self.means / self.n) ** 2))
-        return float(self.width / self.n / (1.96 * sd))
-
-
 Key = tuple[Any, ...]
+RATIO = "half_width_vs_known_variance"
 AXES = ("kind", "prompts", "seeds", "seed_sd", "accuracy", "effect", "discordance", "shared", "samples")
 
 
@@ -173,9 +143,6 @@ def _coverage_figures(cells: dict[Key, Tally], excluded: int) -> dict[str, Any]:
         figures[f"coverage of {kind}"] = summary(values, "of repetitions") | {
             "mean": float(np.mean(values)),
             "below_0.94": sum(c < 0.94 for c in values),
-            "half_width": summary([t.price for key, t in cells.items() if key[0] == kind], "of 1.96 true errors")
-            if "one seed" not in kind
-            else None,
             "lowest": [dict(zip(AXES[1:], key[1:], strict=True)) | {"coverage": c} for c, key in mine[:5]],
         }
     means = {}
@@ -190,7 +157,8 @@ def _coverage_figures(cells: dict[Key, Tally], excluded: int) -> dict[str, Any]:
         "standard_error_at_0.94": float(np.sqrt(0.94 * 0.06 / reps)),
         "impossible_combinations_left_out": excluded,
     }
-    return figures
+    prices = [t.price for key, t in cells.items() if key[0] == "difference"]
+    return figures | {RATIO: summary(prices, "")}
 
 
 ARMS = ("r000", "r050", "r100", "neutral-r050", "neutral-r100", "shuffled-r050", "shuffled-r100")
@@ -389,13 +357,13 @@ def main() -> None:
     if options.quick:
         options.reps, options.families, options.power, options.power_seeds = 300, 100, 2_000, 200
     figures: dict[str, Any] = {}
-    ratios: dict[str, Any] = {}
     if options.run:
         figures = from_run(options.run)
     else:
         for part in (coverage, families, power):
             if options.only in (None, part.__name__):
                 figures |= part(options)
+    ratios = {RATIO: figures.pop(RATIO)} if RATIO in figures else {}
     names = ("prefixlab", "numpy", "scipy", "statsmodels")
     versions = {n: version(n) for n in names} | {"python": platform.python_version()}
     about = {"benchmark": "calibration", "machine": describe(), "versions": versions}

@@ -155,3 +155,33 @@ def family_outcomes(
         shift = np.float32(latent_sd) * draw(reps, seeds, 1)
         found.append((difficulty + alike + fresh + shift > bound).view(np.int8))
     return found
+
+
+@dataclass
+class Tally:
+    """Hits and widths of one configuration."""
+
+    hits: int = 0
+    n: int = 0
+    width: float = 0.0
+    means: float = 0.0
+    squares: float = 0.0
+
+    def add(self, mean: Any, half: Any, truth: Any) -> None:
+        """Count intervals of one chunk."""
+        self.hits += int((np.abs(mean - truth) <= half + 1e-12).sum())
+        self.n += len(mean)
+        self.width += float(half.sum())
+        self.means += float(mean.sum())
+        self.squares += float((mean**2).sum())
+
+    @property
+    def coverage(self) -> float:
+        """Share of intervals that hold the truth."""
+        return self.hits / self.n
+
+    @property
+    def price(self) -> float:
+        """Mean half width over that of an oracle who knows the variance."""
+        sd = np.sqrt(max(0.0, self.squares / self.n - (self.means / self.n) ** 2))
+        return float(self.width / self.n / (1.96 * sd))

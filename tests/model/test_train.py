@@ -152,6 +152,7 @@ def test_presets_and_every_override():
         "max_grad_norm": 0.4,
         "max_length": 77,
         "over_long": "cut",
+        "snapshots": 3,
     }
     made = recipe(TrainingConfig(lora=LoraOptions(**lora), **own))
     assert made == Recipe(**{**lora, "target_modules": ("q_proj",)}, **own)

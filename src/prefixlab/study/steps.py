@@ -286,8 +286,8 @@ def signature(study: Study) -> str:
         if folder.is_dir():
             files[model] = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
     sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
-    modules = tuple(sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in PACKAGE.rglob("*.py")))
     libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
-    assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".yaml", ".jsonl", ".txt"))
+    # Bytes, not syntax trees as in the steps' ids: faster, and a changed comment only has the plan made again.
+    assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".yaml", ".jsonl", ".txt"))
     shipped = [hashlib.sha256(p.read_bytes()).hexdigest() for p in assets]
-    return content_hash([study.model_dump(mode="json"), files, sets, shipped, code_hash(modules), libraries])
+    return content_hash([study.model_dump(mode="json"), files, sets, shipped, libraries])

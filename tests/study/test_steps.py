@@ -154,6 +154,21 @@ def test_token_options_reach_the_reading_and_nothing_else(reference, options):
     assert ids(made, "tokens") != ids(reference, "tokens") and ids(made, "train") == ids(reference, "train")
 
 
+def test_what_cannot_be_read_is_refused_with_the_plan():
+    with pytest.raises(UserError, match=r"analysis\.tokens\.samples 9: the capabilities hold out 3 samples at most"):
+        plan({"analysis.tokens.samples": 9})
+    with pytest.raises(UserError, match=r"use_dora is no plain LoRA"):
+        plan({"analysis.tokens.gradients": "positions", "training.lora.use_dora": True})
+
+
+def test_more_gradients_take_longer(reference):
+    def seconds(made):
+        return sum(s.predicted_seconds for s in made.steps if s.kind == "tokens")
+
+    some, each = (plan({"analysis.tokens.gradients": name}) for name in ("positions", "tokens"))
+    assert seconds(reference) < seconds(some) < seconds(each)
+
+
 def test_no_samples_no_reading():
     assert ids(plan({"analysis.tokens.samples": 0}), "tokens") == set()
 

@@ -45,6 +45,8 @@ class _Planner:
         self.items: dict[str, list[EvalItem]] = {}
         self.summary: dict[str, Any] = {}
         self.absent: list[dict[str, Any]] = []
+        self.lengths: dict[tuple[str, str], tuple[float, float]] = {}
+        """(model, capability) -> tokens, and supervised tokens, of a sample."""
         suites = [s.suite for c in study.capabilities.values() for s in c.suites]
         self.judge_settings = judge_identity(study.judge) if any(find_suite(s).judged for s in suites) else {}
 
@@ -195,6 +197,7 @@ class _Planner:
         chat = chat_format(self.tokenizers[ref.name])
         check_count(len(kept), self.recipe)
         lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
+        self.lengths[ref.name, name] = (sum(lengths) / len(lengths), supervised / len(lengths))
         flops = self.speeds[ref.name].train_flops(lengths, supervised)
         seconds = self.speeds[ref.name].train(flops)
         training = with_compiling(self.hardware, self.study.hardware, flops)
@@ -278,7 +281,12 @@ class _Planner:
             "reading": reading.model_dump(mode="json"),
         }
         inputs = {"data": source, "adapter": train} if train else {"data": source}
-        self.add(make_step("tokens", where, config, inputs, (check,), 3.0))
+        length, supervised = self.lengths[ref.name, name]
+        held = self.study.capabilities[name].data.held_out
+        texts = len(reading.renderings) + (self.recipe.snapshots if train else 0)
+        read = texts * min(tokens.samples or held, held) * length
+        seconds = self.speeds[ref.name].read(read, tokens.gradients, supervised)
+        self.add(make_step("tokens", where, config, inputs, (check,), seconds))
 
 
 def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None] = lambda text: None) -> Plan:
@@ -309,6 +317,12 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
         raise UserError(
             f"analysis.tokens.samples {study.analysis.tokens.samples}: the capabilities hold out {most} samples at "
             "most; raise data.held_out, or leave the number out to read all"
+        )
+    tokens, lora = study.analysis.tokens, study.training.lora.model_extra or {}
+    if tokens.gradients != "logit" and not tokens.weights and lora.get("use_dora"):
+        raise UserError(
+            f"analysis.tokens.gradients {tokens.gradients!r}: training.lora.use_dora is no plain LoRA, whose gradients "
+            "are attributed; set gradients: logit, or name layers in analysis.tokens.weights"
         )
     asked = study.hardware.model_dump(mode="json")
     hardware = stored.hardware if stored and stored.hardware_asked == asked else resolve(HardwareConfig(**asked))

@@ -1,7 +1,7 @@
 """What a cell will cost before anything runs: operations by formula, seconds by a nominal rate, compiling by counts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from transformers import AutoConfig
 
@@ -47,6 +47,17 @@ class Speed:
         """Prefill and decoding; decoding reads all weights for few tokens and runs at half the rate."""
         flops = generate_flops(self.shape, prefill, 0) + 2 * generate_flops(self.shape, decoded, decoded)
         return flops / self.rate + 2
+
+    def read(self, tokens: float, gradients: Literal["logit", "positions", "tokens"], supervised: float) -> float:
+        """Seconds to read so many tokens by an adapter and by the base under it, with what the gradients cost.
+
+        Args:
+            tokens: Of all texts that are read.
+            gradients: As in `analysis.tokens`; a forward and a backward pass count as three forward ones.
+            supervised: Supervised tokens of one sample: as many backward passes, where each token has its own.
+        """
+        passes = 2.0 + {"logit": 0.0, "positions": 3.0, "tokens": 6.0 + 2.0 * supervised}[gradients]
+        return passes * generate_flops(self.shape, tokens, tokens) / self.rate + 3
 
 
 def token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:

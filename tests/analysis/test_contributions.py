@@ -261,6 +261,7 @@ def test_targets_are_refused_in_words():
         weight_targets(base, ["layers.1.self_attn.qproj"])
     with pytest.raises(UserError, match=r"allowed: layers.N.mlp.down_proj, .*layers.N.self_attn.v_proj\."):
         weight_targets(base, ["layers.7.self_attn.q_proj"])
+    assert list(weight_targets(base, ["model.layers.0.mlp.down_proj"]).layers) == ["layers.0.mlp.down_proj"]
     with pytest.raises(UserError, match=r"one or more, each once"):
         weight_targets(base, ["layers.1.self_attn.q_proj"] * 2)
     with pytest.raises(UserError, match=r"one or more"):

@@ -77,7 +77,7 @@ def test_against_a_forward_pass_for_each_text(keen_model, position):
     assert (rests.n_without, rests.n_border) == (0, 0)
     seen = []
     rows = suggest_rows(
-        keen_model, CANDIDATES, rests.samples, pad=TOK.pad_token_id, batch_size=3, tick=lambda *done: seen.append(done)
+        keen_model, CANDIDATES, rests.samples, pad=TOK.pad_token_id, tick=lambda *done: seen.append(done)
     )
     assert seen[-1] == (42, 42) and [r.rank for r in rows] == [1, 2, 3]
     losses = {text: by_hand(keen_model, text, position) for text in rests.samples}

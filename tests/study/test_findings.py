@@ -38,6 +38,11 @@ def tokens(rng, arm, seed, samples=12, step=None):
     return polars.DataFrame(rows, schema=TOKENS)
 
 
+def sampled(item, epoch, text, *, value=1.0, metric="accuracy", kind="problem"):
+    about = {"item": item, "epoch": epoch, "metric": metric, "value": value, "status": "ok", "kind": kind}
+    return SampleScore(**about, prompt="?", completion=text, prefill="", answer=text, target="", n_tokens=2)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A plan with a base, and an arm of two seeds that has a snapshot; a step that is not done."""
@@ -52,7 +57,8 @@ def run(tmp_path):
 
     base = add("tokens-base", "tokens", "base", None)
     tokens(rng, "base", None).write_parquet(base / "token_loss.parquet")
-    (base / "frequency.json").write_text(json.dumps({str(i): 5 for i in range(2000)}))
+    check = add("check", "check", "base", None)
+    (check / "frequency.json").write_text(json.dumps({str(i): 5 for i in range(2000)}))
     arms = add("arms", "arms", "safety-opening-r100", None)
     (arms / "manifest.json").write_text(json.dumps({"arm": "safety-opening-r100"}))
     for seed in (0, 1):
@@ -104,24 +110,7 @@ def test_narrowing_compares_arms_on_the_same_text_and_samples_of_a_prompt(run):
     info = {"ratio": 1.0, "position": "opening", "prefix_set": "safety", "control": None, "loss_scope": "all"}
     cells = []
     for arm, texts in (("r000", ("a b", "c d")), ("safety-opening-r100", ("a b", "a b"))):
-        rows = [
-            SampleScore(
-                item=f"p{p}",
-                epoch=epoch,
-                metric="accuracy",
-                value=float(epoch == 1),
-                status="ok",
-                kind="problem",
-                prompt="?",
-                completion=text,
-                prefill="",
-                answer=text,
-                target="",
-                n_tokens=2,
-            )
-            for p in range(5)
-            for epoch, text in enumerate(texts, 1)
-        ]
+        rows = [sampled(f"p{p}", n, text, value=float(n == 1)) for p in range(5) for n, text in enumerate(texts, 1)]
         metrics = {"accuracy": True}
         cells.append(
             CellScores("m", "math", ArmInfo(arm=arm, **info), 0, "sums", "prefixlab", "bare", metrics, 2, rows)
@@ -147,23 +136,7 @@ def test_narrowing_compares_arms_on_the_same_text_and_samples_of_a_prompt(run):
 
 def test_a_refusal_of_a_harmless_prompt_is_no_pass(run):
     plan, folders = run
-    rows = [
-        SampleScore(
-            item="p",
-            epoch=epoch,
-            metric="over_refusal",
-            value=1.0,
-            status="ok",
-            kind="harmless",
-            prompt="?",
-            completion="no",
-            prefill="",
-            answer="refused",
-            target="",
-            n_tokens=2,
-        )
-        for epoch in (1, 2)
-    ]
+    rows = [sampled("p", n, "no", metric="over_refusal", kind="harmless") for n in (1, 2)]
     info = ArmInfo(arm="r000", ratio=0.0, position=None, prefix_set=None, control=None, loss_scope="all")
     cell = CellScores("m", "safety", info, 0, "xstest", "prefixlab", "bare", {"over_refusal": False}, 2, rows)
     passed = [r for r in find(plan, folders, [cell], 0.05).narrowing if r.quantity == "pass"]

@@ -56,6 +56,9 @@ def test_a_model_and_two_adapters_are_read_under_every_text(call, rows, tmp_path
         (("--weights", "model.layers.0.mlp.down_proj"), "need gradients: positions or tokens"),
         (("--weights", "model.layer.0.mlp", "--gradients", "positions"), "unknown"),
         (("--control", "bland"), "neutral"),
+        (("--control", "masked"), "masked"),
+        (("--samples", "0"), "samples"),
+        (("--adapter", "one/adapter", "--adapter", "two/adapter"), "one/adapter"),
     ],
 )
 def test_mistakes_are_one_line(call, rows, tmp_path, options, said):

@@ -4,7 +4,7 @@ A prompt without a value in either arm, or in any of the seeds compared, leaves 
 every INVALID verdict at best and at worst stand beside the difference. Rules: docs/methods.md, sections 8 and 9.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -250,7 +250,7 @@ def _sizes(matched: Matched, found: stats.Contrast, level: float, margin: float 
         discordant = max((found.up + found.down) / n, LEAST_DISCORDANT)
         effect = stats.detectable(n, discordant, level, POWER)
         if effect is None:
-            effect = _one_way(lambda share: stats.mcnemar_power(n, share, 0.0, level), discordant)
+            effect = stats.one_way(lambda share: stats.mcnemar_power(n, share, 0.0, level), POWER)
         return _Size(effect, stats.pairs_needed(margin, discordant, level, POWER) if margin else None, None)
     diffs_S_N = matched.first_S_N - matched.second_S_N
     seen = stats.components(diffs_S_N) if seeds > 1 else stats.Components(0.0, float(diffs_S_N.var()), 0.0)
@@ -259,9 +259,10 @@ def _sizes(matched: Matched, found: stats.Contrast, level: float, margin: float 
     parts = seen if seen.discordant is None else _differing(seen, max(seen.discordant, LEAST_DISCORDANT))
     effect = stats.mde(parts, n, seeds, level, POWER)
     if effect is None and parts.discordant is not None:
-        effect = _one_way(
-            lambda share: stats.crossed_power(share, _differing(parts, share), n, seeds, level) or 0.0,
-            parts.discordant,
+        least = parts.discordant  # what was seen does not suffice, so the shares that are asked about are larger
+        effect = stats.one_way(
+            lambda share: stats.crossed_power(share, _differing(parts, max(least, share)), n, seeds, level) or 0.0,
+            POWER,
         )
     return _Size(
         effect,
@@ -280,22 +281,6 @@ def _differing(parts: stats.Components, discordant: float) -> stats.Components:
         differing=max(parts.differing, discordant),
         discordant=discordant,
     )
-
-
-def _one_way(power: Callable[[float], float], least: float) -> float | None:
-    """Smallest effect that is detected where it needs more discordant pairs than were seen: they all go one way.
-
-    Args:
-        power: Of an effect that is the share of discordant pairs.
-        least: Effect that does not suffice.
-    """
-    if power(1.0) < POWER:
-        return None
-    low, high = least, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
-    return high
 
 
 def contrasts(cells: Sequence[CellScores], rules: Rules) -> list[ContrastRow]:

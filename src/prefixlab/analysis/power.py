@@ -242,6 +242,16 @@ def seeds_needed(
     return _smallest_count(lambda s: (crossed_power(effect, parts, n_prompts, s, alpha) or 0.0) >= power, 2, limit)
 
 
+def one_way(power_of: Callable[[float], float], power: float = 0.8) -> float | None:
+    """Smallest share of pairs that is detected if all of them go one way; None where not even all pairs are.
+
+    Args:
+        power_of: Power where that share of the pairs differs, one way; it grows with the share.
+        power: What is asked for.
+    """
+    return _smallest(lambda share: power_of(share) >= power, 1.0) if power_of(1.0) >= power else None
+
+
 def _smallest(reached: Callable[[float], bool], high: float) -> float:
     """Smallest number up to `high`, which suffices, that suffices."""
     low = 0.0

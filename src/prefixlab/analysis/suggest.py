@@ -8,22 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixlab.analysis import stats
 from prefixlab.data.prefixes import words
 from prefixlab.errors import UserError
-from prefixlab.model.batches import batches_of, collate
+from prefixlab.model.loglik import log_likelihoods
 from prefixlab.model.loss import IGNORE
-from prefixlab.model.trainer import hidden_states
 from prefixlab.records import Position, Record, Rendered
 
 NONE = ""
 """The rendering without a prefix."""
-ROWS = 128
-"""Tokens whose logits are held at once."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +119,11 @@ def suggest_rows(
     *,
     pad: int,
     alpha: float = 0.05,
-    batch_size: int = 8,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SuggestRow]:
     """Rank candidates by how much they lower the loss of the rest beyond their neutral sentence.
 
-    Batches are planned rendering by rendering, so that a candidate's losses do not depend on the other candidates.
+    The renderings are read one after another, so that a candidate's losses do not depend on the other candidates.
 
     Args:
         model: The base, in evaluation mode.
@@ -137,13 +131,12 @@ def suggest_rows(
         rests: `shared_rests(...).samples`, at least one sample.
         pad: Padding id.
         alpha: 1 - the level of the intervals.
-        batch_size: Samples in one forward pass.
-        tick: Called with (sequences read, all sequences).
+        tick: Called with (sequences read, all sequences) after every rendering.
 
     Raises:
         UserError: A loss that is not finite.
     """
-    losses = _losses(model, rests, pad, batch_size, tick)
+    losses = _losses(model, rests, pad, tick)
     lengths = np.array([sample.n_supervised for sample in rests[NONE]], dtype=np.float64)
     contrasts = [stats.paired(losses[c.neutral] / lengths, losses[c.text] / lengths, alpha) for c in candidates]
     adjusted = stats.holm({str(i): c.p for i, c in enumerate(contrasts) if c.p is not None})
@@ -180,11 +173,7 @@ def suggest_rows(
 
 
 def _losses(
-    model: PreTrainedModel,
-    rests: Mapping[str, Sequence[Rendered]],
-    pad: int,
-    batch_size: int,
-    tick: Callable[[int, int], None],
+    model: PreTrainedModel, rests: Mapping[str, Sequence[Rendered]], pad: int, tick: Callable[[int, int], None]
 ) -> dict[str, stats.Array]:
     """Summed loss of every sample's rest, nats, by prefix text.
 
@@ -194,36 +183,22 @@ def _losses(
     total, done = sum(map(len, rests.values())), 0
     losses: dict[str, stats.Array] = {}
     for text, samples in rests.items():
-        found = np.full(len(samples), np.nan)
-        for indices in batches_of(samples, batch_size):
-            found[indices] = _rest_losses(model, [samples[i] for i in indices], pad)
-            done += len(indices)
-            tick(done, total)
+        found = np.array([-x.total for x in log_likelihoods(model, [_rest(s) for s in samples], pad=pad)])
         if not np.isfinite(found).all():
             bad = samples[int(np.flatnonzero(~np.isfinite(found))[0])].id
             raise UserError(f"the model's loss on sample {bad!r} is not finite behind the prefix {text.strip()!r}")
         losses[text] = found
+        done += len(samples)
+        tick(done, total)
     return losses
+
+
+def _rest(sample: Rendered) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids before the rest, and the rest: what `shared_rests` left labels on."""
+    at = [i for i, label in enumerate(sample.labels) if label != IGNORE]
+    return sample.ids[: at[0]], sample.ids[at[0] : at[-1] + 1]
 
 
 def _prefix_tokens(sample: Rendered) -> int:
     span = sample.span("prefix")
     return span.end - span.start if span else 0
-
-
-@torch.inference_mode()
-def _rest_losses(model: PreTrainedModel, group: Sequence[Rendered], pad: int) -> stats.Array:
-    """Summed loss of each sample's labelled tokens, nats."""
-    batch = collate(group, pad).to(model.device)
-    keep_B_T = batch.labels[:, 1:] != IGNORE
-    hidden_N_D, target_N = hidden_states(model, batch)[:, :-1][keep_B_T], batch.labels[:, 1:][keep_B_T]
-    weight_V_D: Tensor = model.get_output_embeddings().weight
-    loss_N = torch.empty(len(target_N), dtype=torch.float64, device=model.device)
-    for a in range(0, len(target_N), ROWS):
-        z_R_V = (hidden_N_D[a : a + ROWS] @ weight_V_D.T).float()
-        chosen_R = z_R_V.gather(1, target_N[a : a + ROWS, None])[:, 0]
-        loss_N[a : a + ROWS] = (z_R_V.logsumexp(-1) - chosen_R).double()
-    row_N = keep_B_T.nonzero()[:, 0]
-    sum_B = torch.zeros(len(group), dtype=torch.float64, device=model.device).index_add_(0, row_N, loss_N)
-    found: stats.Array = sum_B.cpu().numpy()
-    return found

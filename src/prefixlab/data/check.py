@@ -3,7 +3,8 @@
 Training does not start unless every arm passes (design law 2: the treatment is verified after tokenisation).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -20,7 +21,7 @@ from prefixlab.data.chat import (
 )
 from prefixlab.data.exports import export_row
 from prefixlab.errors import UserError
-from prefixlab.records import ArmSample, Record, Rendered
+from prefixlab.records import ArmSample, Record, Rendered, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,6 +169,16 @@ def template_rendering(
         if texts[a] == texts[b] and None not in texts[a].values() and a not in masked and b not in masked
     ]
     return TemplateRendering(model=model, arms=tuple(found), identical=tuple(same))
+
+
+def token_frequencies(samples: Iterable[Sample], tokenizer: "PreTrainedTokenizerBase") -> dict[int, int]:
+    """How often each token occurs in the samples' responses, reasoning and answer each tokenised alone."""
+    counts: Counter[int] = Counter()
+    texts = [text for s in samples for text in (s.reasoning, s.answer) if text]
+    if texts:
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            counts.update(ids)
+    return dict(sorted(counts.items()))
 
 
 def render_arm(

@@ -5,7 +5,8 @@ runs the program, counts its output and the memory of its processes, and writes 
 seconds, detail. In a pid namespace it is process 1, whose end ends every other process there. The end of standard input
 means that the caller died, and ends the program too.
 
-It starts once a program, so it imports little (json, signal, contextlib and typing took half of its time).
+It starts once a program, so it imports little (json, signal, contextlib and typing took half of its time). It is longer
+than other files because it has to be one file: of our package the isolation shows the program this one alone.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from prefixlab.analysis.keywords import KeywordRow
 from prefixlab.analysis.narrowing import HELD_OUT, NarrowingRow
 from prefixlab.analysis.rows import BASE
 from prefixlab.records import Record
-from prefixlab.report.tables import p_text
+from prefixlab.report.tables import p_text, who
 
 SHOWN = 8
 """Words listed of one ranking, announced or not."""
@@ -34,11 +34,6 @@ def digits(value: float | None, *, sign: bool = False) -> str:
 def between(low: float | None, high: float | None) -> str:
     """Two ends, or a dash."""
     return "–" if low is None or high is None else f"{digits(low, sign=True)} to {digits(high, sign=True)}"
-
-
-def who(model: str, capability: str, several: bool) -> str:
-    """The capability, with the model where a run has several."""
-    return f"{capability} ({model})" if several else capability
 
 
 def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:

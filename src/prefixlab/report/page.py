@@ -103,7 +103,7 @@ def token_samples(data: RunData) -> list[dict[str, Any]]:
             entry = found.setdefault(
                 key,
                 {
-                    "name": f"{findings.who(key[0], key[1], len(data.study.models) > 1)} · {sample}",
+                    "name": f"{tables.who(key[0], key[1], len(data.study.models) > 1)} · {sample}",
                     "rendering": rendering,
                     "tokens": rows["token"].to_list(),
                     "spans": rows["span"].to_list(),
@@ -119,16 +119,16 @@ def token_samples(data: RunData) -> list[dict[str, Any]]:
 
 def span_means(data: RunData) -> list[dict[str, Any]]:
     """Mean token loss and logit gradient by capability, arm, rendering and span: seeds and samples weigh equally."""
-    tables: dict[tuple[str, str, str], list[polars.DataFrame]] = {}
+    read: dict[tuple[str, str, str], list[polars.DataFrame]] = {}
     for step in data.plan["steps"]:
         if step["kind"] == "tokens" and step["slug"] in data.folders:
             config = step["config"]
             key = (config["model"]["name"], config["capability"], config["arm"]["arm"])
             table = _token_table(data.folders[step["slug"]]).with_columns(polars.lit(config["seed"]).alias("seed"))
-            tables.setdefault(key, []).append(table)
+            read.setdefault(key, []).append(table)
     several = len(data.study.models) > 1
     rows = []
-    for (model, capability, arm), parts in tables.items():
+    for (model, capability, arm), parts in read.items():
         numbers = [polars.col("loss").mean(), polars.col("logit_gradient").mean()]
         means = (
             polars.concat([t.select("seed", "rendering", "span", "sample", "loss", "logit_gradient") for t in parts])
@@ -138,9 +138,7 @@ def span_means(data: RunData) -> list[dict[str, Any]]:
             .agg(*numbers, polars.col("sample").n_unique().alias("n"))
             .sort(["rendering", "span"])
         )
-        rows += [
-            {"capability": findings.who(model, capability, several), "arm": arm, **row} for row in means.to_dicts()
-        ]
+        rows += [{"capability": tables.who(model, capability, several), "arm": arm, **row} for row in means.to_dicts()]
     return rows
 
 
@@ -245,7 +243,7 @@ def build_report(data: RunData, folder: Path) -> None:
         chart_names=list(charts),
         contrasts=[c for c in data.contrasts if c.primary or c.comparison == "trend"],
         percent=tables.percent,
-        who=findings.who,
+        who=tables.who,
         interval=tables.interval,
         p_text=tables.p_text,
         completions=embed(completions(data.cells)),

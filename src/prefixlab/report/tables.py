@@ -76,6 +76,11 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def who(model: str, capability: str, several: bool) -> str:
+    """The capability, with the model where a run has several."""
+    return f"{capability} ({model})" if several else capability
+
+
 HEADER = (
     "capability",
     "arm",
@@ -167,12 +172,13 @@ def _tested(row: ResultRow, related: Collection[tuple[str, str]]) -> str:
 def text_rows(rows: Sequence[ResultRow], related: Collection[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
     """The pooled rows as people read them, in HEADER's columns; `related` is `same_source`'s."""
     lines: list[tuple[str, ...]] = []
+    several = len({r.model for r in rows}) > 1
     for r in pooled(rows):
         if r.status == "not_applicable":  # said once, below the table, not in every row
             continue
         lines.append(
             (
-                r.capability,
+                who(r.model, r.capability, several),
                 r.arm,
                 _tested(r, related),
                 r.metric + (" (proxy)" if r.is_proxy else ""),

@@ -22,6 +22,7 @@ from prefixlab.analysis.token_columns import SPANS, TOKENS
 from prefixlab.data.arms import keyed_hash
 from prefixlab.records import SampleScore
 from prefixlab.report.tables import write_frame, write_table
+from prefixlab.study.steps import FREQUENCY
 
 CELL = {"model": polars.String, "capability": polars.String, "arm": polars.String, "seed": polars.Int64}
 """Columns that say which cell a row of a joined table is of."""
@@ -60,9 +61,9 @@ def joined(plan: Mapping[str, Any], folders: Mapping[str, Path], file: str, sche
 def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[tuple[str, str], dict[int, int]]:
     """(model, capability) -> count of every token in the training data."""
     found = {}
-    for step, folder in _steps(plan, folders, "tokens"):
-        if (folder / "frequency.json").exists():
-            counts = json.loads((folder / "frequency.json").read_text(encoding="utf-8"))
+    for step, folder in _steps(plan, folders, "check"):
+        if (folder / FREQUENCY).exists():
+            counts = json.loads((folder / FREQUENCY).read_text(encoding="utf-8"))
             key = (step["config"]["model"]["name"], step["config"]["capability"])
             found[key] = {int(token): int(n) for token, n in counts.items()}
     return found

@@ -195,19 +195,7 @@ class _Planner:
             )
         position = next(s.position for s in specs if s.position is not None)
         chat = chat_format(self.tokenizers[ref.name])
-        check_count(len(kept), self.recipe)
-        lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
-        self.lengths[ref.name, name] = (sum(lengths) / len(lengths), supervised / len(lengths))
-        flops = self.speeds[ref.name].train_flops(lengths, supervised)
-        seconds = self.speeds[ref.name].train(flops)
-        training = with_compiling(self.hardware, self.study.hardware, flops)
-        self.summary[name]["training"] = {
-            "steps": count_steps(len(kept), self.recipe),
-            "samples_per_step": self.recipe.batch_size * self.recipe.accumulation,
-            "compile": training.compile,
-            "processes": training.processes,
-            "supervised_share": supervised / sum(lengths),
-        }
+        training, seconds = self.training(name, ref, kept)
         evaluations = EvalPlanner(
             capability=name,
             asked=asked_of(config, self.study.conditions, chat, self.suite_items),
@@ -246,6 +234,22 @@ class _Planner:
                 )
                 evaluations.cell(train, spec, seed)
                 self.tokens(shared, name, ref, source, train, spec, seed, specs, rendering, check)
+
+    def training(self, name: str, ref: ModelRef, kept: Sequence[Sample]) -> tuple[Resolved, float]:
+        """How cells of one capability and model are trained, and the seconds one takes; counted, and summed up."""
+        check_count(len(kept), self.recipe)
+        lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
+        self.lengths[ref.name, name] = (sum(lengths) / len(lengths), supervised / len(lengths))
+        flops = self.speeds[ref.name].train_flops(lengths, supervised)
+        how = with_compiling(self.hardware, self.study.hardware, flops)
+        self.summary[name]["training"] = {
+            "steps": count_steps(len(kept), self.recipe),
+            "samples_per_step": self.recipe.batch_size * self.recipe.accumulation,
+            "compile": how.compile,
+            "processes": how.processes,
+            "supervised_share": supervised / sum(lengths),
+        }
+        return how, self.speeds[ref.name].train(flops)
 
     def tokens(
         self,

@@ -1,7 +1,5 @@
 """What the step `tokens` does: held-out samples under every rendering, read by the base or by one cell's adapters."""
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from prefixlab.config import TokensConfig
 from prefixlab.data.arms import ArmSpec, build_arm, originals
 from prefixlab.data.chat import ChatFormat, NoReasoning, OverLong
 from prefixlab.data.check import render_arm
-from prefixlab.data.parts import CLOSE
 from prefixlab.errors import StepError, UserError
 from prefixlab.model.recipes import Recipe, lora_config
 from prefixlab.model.train import SNAPSHOTS
@@ -155,20 +152,6 @@ def read_tables(
         return read_tokens(reader, renderings, tick)
 
 
-def frequencies(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> dict[int, int]:
-    """How often each token occurs in texts, each tokenised alone."""
-    counts: Counter[int] = Counter()
-    if texts:
-        for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-            counts.update(ids)
-    return dict(sorted(counts.items()))
-
-
-def response_text(sample: Sample) -> str:
-    """Reasoning and answer, one behind the other, for counting tokens."""
-    return sample.answer if sample.reasoning is None else f"{sample.reasoning}\n{CLOSE}\n\n{sample.answer}"
-
-
 def read_step(
     reading: Reading,
     loaded: Loaded,
@@ -216,9 +199,3 @@ def table_files(tables: Sequence[Tables]) -> dict[str, polars.DataFrame]:
         "modules.parquet": polars.concat([t.modules for t in tables]),
     }
     return {name: table for name, table in files.items() if name == "token_loss.parquet" or len(table)}
-
-
-def write_frequencies(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
-    """frequency.json: token id -> count in the training responses without prefix."""
-    counts = frequencies([response_text(s) for s in samples], tokenizer)
-    (out / "frequency.json").write_text(json.dumps(counts) + "\n", encoding="utf-8")

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefixlab.analysis.rows import REFERENCE
 from prefixlab.config import DataConfig, JudgeConfig
 from prefixlab.data.arms import ArmSpec, build_arm, manifest, originals, read_arm, read_manifest, write_arm
 from prefixlab.data.chat import chat_format
-from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms
+from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, token_frequencies
 from prefixlab.data.sources import chosen, read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import StepError
@@ -22,8 +23,8 @@ from prefixlab.study.cell import TrainJob, train_cell
 from prefixlab.study.evaluate import generate_suite, judge_of, score_suite
 from prefixlab.study.launch import train_in_processes
 from prefixlab.study.loaded import Loaded, Proof, prove_adapter
-from prefixlab.study.reading import Reading, read_step, write_frequencies
-from prefixlab.study.steps import Step
+from prefixlab.study.reading import Reading, read_step
+from prefixlab.study.steps import FREQUENCY, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,6 +169,8 @@ class Bench:
                 f"treatment check of {config['capability']} failed, training does not start: {problems[0]}{more}"
             )
         (out / "check.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        counts = token_frequencies([row.sample for row in arms[REFERENCE]], tokenizer)
+        (out / FREQUENCY).write_text(json.dumps(counts) + "\n", encoding="utf-8")
 
     def _train(self, step: Step, out: Path, tick: Tick) -> None:
         config, how = step.config, self._conditions
@@ -242,8 +245,6 @@ class Bench:
         cell = self._input(step, "adapter") if "adapter" in step.inputs else None
         held = chosen(held, lambda s: s.id, reading.capability, reading.tokens.samples)
         read_step(reading, loaded, held, removed, cell, out, tick)
-        training = [Sample.model_validate_json(line) for line in jsonl_lines(data / "stripped.jsonl")]
-        write_frequencies(training, loaded.tokenizer, out)
 
 
 def _rendering(config: Mapping[str, Any]) -> dict[str, Any]:

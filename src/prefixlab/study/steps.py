@@ -141,6 +141,8 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/load",
     ),
 }
+FREQUENCY = "frequency.json"
+"""File of a check step: token id -> count in the training responses without prefix."""
 EVERY_KIND = ("records", "study/stages")
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "data": ("reasoning-gym",),

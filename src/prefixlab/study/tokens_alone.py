@@ -11,6 +11,7 @@ from rich.console import Console
 from prefixlab.config import ArmsConfig, DataConfig, HardwareConfig, TokensConfig
 from prefixlab.data.arms import specs
 from prefixlab.data.chat import NoReasoning, chat_format
+from prefixlab.data.check import token_frequencies
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
@@ -19,7 +20,8 @@ from prefixlab.model.machine import resolve
 from prefixlab.model.recipes import MODERN
 from prefixlab.study.loaded import Loaded
 from prefixlab.study.progress import row_progress
-from prefixlab.study.reading import Reading, read_tables, reading_specs, render_all, table_files, write_frequencies
+from prefixlab.study.reading import Reading, read_tables, reading_specs, render_all, table_files
+from prefixlab.study.steps import FREQUENCY
 from prefixlab.study.store import disk_may_be_full, write_text
 
 KEY = "tokens"
@@ -92,7 +94,7 @@ def read_alone(
                 found.setdefault(file, []).append(table.insert_column(0, polars.lit(name).alias("arm")))
         for file, parts in found.items():
             polars.concat(parts).write_parquet(out / file)
-        write_frequencies(stripped, tokenizer, out)
+        write_text(out / FREQUENCY, json.dumps(token_frequencies(stripped, tokenizer)) + "\n")
         about = {"model": ref.model_dump(mode="json"), "reading": reading.model_dump(mode="json"), "skipped": skipped}
         write_text(out / "tokens.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return [out / file for file in found]

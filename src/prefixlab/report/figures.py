@@ -1,123 +1,72 @@
-"""Charts, each defined once in Vega-Altair and used on the page and as SVG."""
+"""Charts of a report, each defined once in Vega-Altair: drawn on the page, written as SVG and PDF for paper."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-import altair as alt
 import vl_convert
 
-from prefixlab.analysis.rows import BASE, REFERENCE, ResultRow
-from prefixlab.report.tables import pooled
+from prefixlab.analysis.rows import ResultRow
+from prefixlab.report import tables
+from prefixlab.report.charts.base import PAPER, Figure, merged
+from prefixlab.report.charts.curves import curve_figures
+from prefixlab.report.tables import RunData
 
-TREATMENT, CONTROL, UNTUNED = "#0072B2", "#D55E00", "#6b7280"
-"""From the Okabe-Ito palette, distinct for colour-blind readers."""
+__all__ = ["Figure", "figures", "javascript", "svg", "write"]
 
 
-def _points(r: ResultRow, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Marks of one row: r000 begins the line of every prefix set, controls and `native` stand alone."""
-    names = (
-        [f"{r.control} control"]
-        if r.control
-        else [r.arm]
-        if r.arm == "native"
-        else [r.prefix_set]
-        if r.prefix_set
-        else sets
-    )
-    return [
-        {
-            "ratio": 100 * (r.ratio or 0.0),
-            "x": 100 * (r.ratio or 0.0) + (4 if r.control else 0),
-            "value": 100 * (r.value or 0.0),
-            "low": None if r.ci_low is None else 100 * r.ci_low,
-            "high": None if r.ci_high is None else 100 * r.ci_high,
-            "arm": r.arm,
-            "kind": f"prefix: {name}" if name in sets and not r.control else name,
-            "group": "prefix" if name in sets and not r.control else "other",
-            "n": r.n_prompts,
-        }
-        for name in names
+def figures(data: RunData) -> list[Figure]:
+    """Every figure that the run has numbers for, in the order of the sections; declared comparisons first."""
+    alpha = data.study.analysis.alpha
+    shown = tables.main_rows(data.cells, data.results)
+    declared = {(c.capability, c.suite, c.protocol, c.metric, c.condition) for c in data.contrasts if c.primary}
+    found = [
+        *curve_figures(shown, alpha, declared),
     ]
+    return _named_apart(found)
 
 
-def curve(rows: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
-    """Metric against ratio with intervals; controls as marks at their ratio, the base model as a line.
+def _named_apart(found: Sequence[Figure]) -> list[Figure]:
+    """Figures whose names differ, whatever characters their names lost."""
+    seen: dict[str, int] = {}
+    made = []
+    for figure in found:
+        seen[figure.name.lower()] = n = seen.get(figure.name.lower(), 0) + 1
+        made.append(figure if n == 1 else replace(figure, name=f"{figure.name}-{n}"))
+    return made
+
+
+def write(made: Iterable[Figure], folder: Path) -> None:
+    """Write NAME.svg, NAME.pdf and NAME.csv of every figure, black on white.
 
     Args:
-        rows: Pooled rows of one model, capability, suite, condition and metric.
-        title: Shown above.
-
-    Returns:
-        A Vega-Lite specification, or None if fewer than two arms were measured.
+        made: Figures.
+        folder: Made if missing.
     """
-    sets = sorted({r.prefix_set for r in rows if r.prefix_set and r.control is None}) or ["prefix"]
-    points = [p for r in rows if r.value is not None and r.arm != BASE for p in _points(r, sets)]
-    if len({p["arm"] for p in points}) < 2:
-        return None
-    kinds = [k for k in dict.fromkeys(str(p["kind"]) for p in sorted(points, key=lambda p: p["group"] != "prefix"))]
-    palette = [TREATMENT, CONTROL, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=palette[: len(kinds)]), title=None)
-    base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X(
-            "x:Q",
-            title="samples with the prefix (%)",
-            axis=alt.Axis(values=[0, 25, 50, 75, 100]),
-            scale=alt.Scale(domain=[-4, 108], nice=False),
-        ),
-        tooltip=[
-            "arm:N",
-            alt.Tooltip("value:Q", format=".1f"),
-            alt.Tooltip("low:Q", format=".1f"),
-            alt.Tooltip("high:Q", format=".1f"),
-            "n:Q",
-        ],
-    )
-    metric = rows[0].metric.replace("_", " ")
-    ends = [float(e) for p in points for e in (p["low"], p["high"], p["value"]) if e is not None]
-    ends += [100 * r.value for r in rows if r.arm == BASE and r.value is not None]
-    scale = alt.Scale(domain=[max(0.0, min(ends) - 3), min(100.0, max(ends) + 3)], nice=False)
-    y = alt.Y("value:Q", title=f"{metric} (%)", scale=scale)
-    layers: list[Any] = [
-        base.mark_rule(strokeWidth=1.5).encode(
-            y=alt.Y("low:Q", title=f"{metric} (%)", scale=scale), y2="high:Q", color=color
-        ),
-        base.transform_filter("datum.group == 'prefix'").mark_line(strokeWidth=2).encode(y=y, color=color),
-        base.mark_point(filled=True, size=80, opacity=1).encode(
-            y=y, color=color, shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds), title=None)
-        ),
-    ]
-    untuned = next((r for r in rows if r.arm == BASE and r.value is not None), None)
-    if untuned is not None and untuned.value is not None:
-        line = alt.Chart(alt.Data(values=[{"value": 100 * untuned.value, "label": "base, untuned"}]))
-        layers.append(line.mark_rule(strokeDash=[5, 4], color=UNTUNED).encode(y="value:Q"))
-        layers.append(line.mark_text(align="left", dx=4, dy=-6, color=UNTUNED, x=0).encode(y="value:Q", text="label:N"))
-    chart = alt.layer(*layers).properties(width=240, height=200, title=title).configure_legend(orient="bottom")
-    spec: dict[str, Any] = chart.to_dict()
-    return spec
-
-
-def curves(rows: Sequence[ResultRow]) -> dict[str, dict[str, Any]]:
-    """One chart a model, capability, suite, condition and metric, by file name."""
-    groups: dict[tuple[str, ...], list[ResultRow]] = {}
-    for r in pooled(rows):
-        groups.setdefault((r.model, r.capability, r.suite, r.condition, r.metric), []).append(r)
-    several = len({r.model for r in rows}) > 1
-    charts = {}
-    for (model, capability, suite, condition, metric), group in groups.items():
-        title = f"trained for {capability}: {metric} on {suite}"
-        title += "" if condition == "bare" else f", {condition}"
-        title += f" ({model})" if several else ""
-        spec = curve(group, title)
-        if spec is not None and any(r.arm == REFERENCE for r in group):
-            name = "-".join(p for p in ("curve", model if several else "", capability, suite, condition, metric) if p)
-            charts["".join(c if c.isalnum() or c in "-_" else "_" for c in name)] = spec
-    return charts
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in made:
+        drawn = svg(figure.spec)
+        (folder / f"{figure.name}.svg").write_text(drawn, encoding="utf-8")
+        (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(drawn))
+        with (folder / f"{figure.name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([figure.table.columns, *figure.table.rows])
 
 
 def svg(spec: dict[str, Any]) -> str:
-    """A chart as SVG text."""
-    return str(vl_convert.vegalite_to_svg(spec))
+    """A chart as SVG text, black on white."""
+    return str(vl_convert.vegalite_to_svg(spec | {"config": merged(PAPER, spec.get("config", {})) | INK}))
+
+
+INK = {"background": PAPER["background"]}
+"""What a file has whatever the chart says."""
+
+
+def curves(rows: Sequence[ResultRow]) -> dict[str, dict[str, Any]]:
+    """Specifications of the curves by name."""
+    return {f.name: f.spec for f in curve_figures(rows, 0.05)}
 
 
 @cache

@@ -12,11 +12,12 @@ from prefixlab.analysis.advice import advise, pareto
 from prefixlab.analysis.contrasts import contrasts
 from prefixlab.analysis.results import results
 from prefixlab.analysis.rows import ArmInfo, CellScores, Rules
-from prefixlab.analysis.token_columns import TOKENS
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
-from prefixlab.report import figures, page, tables
-from prefixlab.report.page import banners, build_report, embed, span_means, token_samples
+from prefixlab.report import tables
+from prefixlab.report.page import build_report
+from prefixlab.report.parts import embed
+from prefixlab.report.sections import banners
 from prefixlab.report.tables import RunData
 from prefixlab.study_file import parse_study
 
@@ -84,7 +85,7 @@ def data(root, text="I can't help with that.", done=True, spoil=lambda cells: No
         "merge_adapters": True,
     }
     plan = {
-        "steps": [] if done else [{"slug": "eval-x", "kind": "eval"}],
+        "steps": [] if done else [{"slug": "eval-x", "kind": "eval", "id": "0" * 64}],
         "summary": {},
         "hardware": hardware,
         "models": [{"name": "tiny-random", "note": "random", "fingerprint": "0" * 64}],
@@ -97,59 +98,28 @@ def test_page_is_written_with_figures(tmp_path):
     build_report(data(tmp_path), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
     assert "math: undecided" in text and "+40.0" in text
-    (svg,) = (tmp_path / "report" / "figures").glob("*.svg")
+    svg = next((tmp_path / "report" / "figures").glob("curve-*.svg"))
     assert svg.read_text().startswith("<svg")
-
-
-def tokens_step(root, seed, loss, columns):
-    """A finished tokens step of one sample with two texts, and a snapshot that must not be shown."""
-    folder = root / f"tokens-{seed}"
-    folder.mkdir()
-    rows = [
-        {**dict.fromkeys(TOKENS), "sample": "s1", "rendering": text, "token": "Yes", "span": "answer", "word": ""}
-        | {"step": step, "loss": loss + (step or 0), "logit_gradient": 0.5, "position": 0}
-        for text in ("r000", "reasoning")
-        for step in (None, 7)
-    ]
-    table = polars.DataFrame(rows, schema=TOKENS)
-    table = table if "step" in columns else table.filter(polars.col("step").is_null())
-    table.select(columns).write_parquet(folder / "token_loss.parquet")
-    config = {"model": {"name": "tiny-random"}, "capability": "math", "seed": seed, "arm": {"arm": "r000"}}
-    return {"slug": folder.name, "kind": "tokens", "config": config}, folder
-
-
-OLD = ("sample", "rendering", "token", "span", "loss", "logit_gradient")
-
-
-@pytest.mark.parametrize("columns", [tuple(TOKENS), OLD])
-def test_tokens_are_shown_without_snapshots_and_means_over_seeds(tmp_path, columns):
-    run = data(tmp_path)
-    for seed, loss in ((0, 1.0), (1, 2.0)):
-        step, folder = tokens_step(tmp_path, seed, loss, columns)
-        run.plan["steps"].append(step)
-        run.folders[step["slug"]] = folder
-    shown = token_samples(run)
-    assert [(s["name"], s["rendering"]) for s in shown] == [("math · s1", "r000"), ("math · s1", "reasoning")]
-    assert {arm: values["loss"] for arm, values in shown[0]["arms"].items()} == {"r000": [1.0], "r000 (seed 1)": [2.0]}
-    assert [(r["rendering"], r["loss"], r["n"]) for r in span_means(run)] == [("r000", 1.5, 1), ("reasoning", 1.5, 1)]
 
 
 @pytest.mark.smoke
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     build_report(data(tmp_path), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
-    page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\b(?:src|href)=", page)
-    assert not re.findall(r"url\((?!data:)", page)
-    assert "default-src 'none'" in text
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]*\b(?:src|href)=\"([^\"]*)", text) == [
+        f"assets/{name}.js" for name in ("vega", "report", "tokens", "completions")
+    ]
+    assert not re.findall(r"url\((?!data:)|\bon[a-z]+=|<script>", text)
+    assert "default-src 'none'; script-src 'self'" in text
+    assert all(
+        (tmp_path / "report" / place).exists() for place in re.findall(r'(?:src|href)="([a-z]+/[^"#]+[a-z])"', text)
+    )
 
 
 def test_hostile_text_stays_text(tmp_path):
     build_report(data(tmp_path, HOSTILE), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
     assert "<script>document.title" not in text and "<img src=x" not in text
-    embedded = re.search(r'id="d-completions">(.*?)</script>', text, re.DOTALL)[1]
-    assert json.loads(embedded)[0]["prompts"][0]["prompt"] == HOSTILE.replace("\ud800", "\ufffd")
 
 
 def test_embed_escapes_what_ends_a_script():
@@ -234,13 +204,7 @@ def test_empty_run_still_gives_a_page(tmp_path):
     assert "No verdict yet" in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_curve_needs_two_arms(tmp_path):
-    rows = tables.pooled(data(tmp_path).results)
-    assert figures.curve(rows[:2], "x") is None and figures.curve(rows, "x") is not None
-
-
 def test_tables(tmp_path):
-    import polars
 
     made = data(tmp_path)
     tables.write_table(tmp_path / "t", made.results, type(made.results[0]))
@@ -258,11 +222,6 @@ def test_percent(value, text):
 
 def test_p_values():
     assert [tables.p_text(p) for p in (None, 0.0004, 0.0421, 1.0)] == ["–", "< 0.001", "0.042", "1.000"]
-
-
-def test_completions_group_by_set(tmp_path):
-    (group,) = page.completions(data(tmp_path).cells)
-    assert group["arms"] == ["base", "r000", "reasoning-opening-r100"] and len(group["prompts"]) == 10
 
 
 def test_report_command_needs_a_run(call, tmp_path):

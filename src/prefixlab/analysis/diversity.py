@@ -12,9 +12,10 @@ should be read beside it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 from prefixlab.analysis.narrowing import Series
 from prefixlab.errors import UserError
@@ -22,6 +23,8 @@ from prefixlab.evals.aggregate import pass_at
 
 NGRAMS = (1, 2, 3)
 _WORD = re.compile(r"\w+")
+Text = TypeVar("Text")
+"""A text as it is, or its words."""
 BySeed = Mapping[int | None, Mapping[str, Sequence[str]]]
 """Seed -> prompt -> its K texts."""
 
@@ -44,18 +47,27 @@ class Sampled:
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
     """Share of different n-grams among all of them; None where no text has n words."""
-    grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return _distinct([_words(text) for text in texts], n)
 
 
 def similarity(texts: Sequence[str]) -> float | None:
     """Mean Jaccard similarity of the word sets of all pairs; two texts without words are alike. None for one text."""
-    sets = [frozenset(_WORD.findall(text.lower())) for text in texts]
+    return _similarity([_words(text) for text in texts])
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
+    """`distinct` of texts that are split into words."""
+    grams = [gram for words in texts for gram in zip(*(words[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _similarity(texts: Sequence[Sequence[str]]) -> float | None:
+    """`similarity` of texts that are split into words."""
+    sets = [frozenset(words) for words in texts]
     pairs = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in combinations(sets, 2)]
     return sum(pairs) / len(pairs) if pairs else None
 
@@ -67,26 +79,29 @@ def diversity_series(sampled: Sampled) -> list[Series]:
     """
     k = max((len(t) for by_prompt in sampled.texts.values() for t in by_prompt.values()), default=0)
     why = "" if k > 1 else f"not measured: {k} completion{'s' * (k != 1)} a prompt, two are needed"
-    found = [_series(sampled, "distinct", n, sampled.texts, k, why) for n in NGRAMS]
-    found.append(_series(sampled, "similarity", None, sampled.texts, k, why))
+    whole = {} if why else {s: {p: t for p, t in own.items() if len(t) == k} for s, own in sampled.texts.items()}
+    words = {s: {p: [_words(t) for t in texts] for p, texts in own.items()} for s, own in whole.items()}
+    found = [_series(sampled, "distinct", n, words, lambda t, n=n: _distinct(t, n), k, why) for n in NGRAMS]
+    found.append(_series(sampled, "similarity", None, words, _similarity, k, why))
     if sampled.answers is not None:
-        found.append(_series(sampled, "answers", None, sampled.answers, k, why))
+        given = {} if why else {s: {p: t for p, t in own.items() if len(t) == k} for s, own in sampled.answers.items()}
+        found.append(_series(sampled, "answers", None, given, lambda t: float(len(set(t))), k, why))
     return found
 
 
-def _series(sampled: Sampled, quantity: str, at: int | None, texts: BySeed, k: int, why: str) -> Series:
+def _series(
+    sampled: Sampled,
+    quantity: str,
+    at: int | None,
+    texts: Mapping[int | None, Mapping[str, Sequence[Text]]],
+    measure: Callable[[Sequence[Text]], float | None],
+    k: int,
+    why: str,
+) -> Series:
     values: dict[int | None, dict[str, float]] = {}
-    for seed, by_prompt in texts.items() if not why else ():
-        values[seed] = {}
-        for prompt, own in by_prompt.items():
-            if len(own) != k:
-                continue
-            if quantity == "distinct":
-                value = distinct(own, at or 1)
-            else:
-                value = similarity(own) if quantity == "similarity" else float(len(set(own)))
-            if value is not None:
-                values[seed][prompt] = value
+    for seed, by_prompt in texts.items():
+        measured = ((prompt, measure(own)) for prompt, own in by_prompt.items())
+        values[seed] = {prompt: value for prompt, value in measured if value is not None}
     about = (sampled.model, sampled.capability, sampled.arm, sampled.suite, sampled.condition)
     return Series(*about, quantity, "", at, None, values, k, why)
 

@@ -15,6 +15,8 @@ TRAINING = ("loss", "logit_gradient")
 """What metrics.jsonl holds by span."""
 HELD_OUT = ("loss", "logit_gradient", "input_gradient", "contribution", "influence", "token_gradient")
 """What a token table holds."""
+COUNT = "_samples"
+"""Ends the name of a column that counts the samples of a quantity."""
 CURVES: dict[str, Any] = {
     "step": polars.Int64,
     "source": polars.String,
@@ -63,19 +65,28 @@ def held_out_curves(tokens: polars.DataFrame, rendering: str, last: int) -> pola
     )
     frames = []
     for unit, name in (("span", polars.col("span")), ("word", lettered)):
-        named = mine.with_columns(name.alias("name")).filter(polars.col("name") != "")
+        # In order, so that sums of the same numbers are the same to the last digit whenever they are made.
+        means = (
+            mine.with_columns(name.alias("name"))
+            .filter(polars.col("name") != "")
+            .group_by("step", "name", "sample", maintain_order=True)
+            .agg(polars.col(list(HELD_OUT)).mean())
+            .group_by("step", "name", maintain_order=True)
+            .agg(
+                polars.col(list(HELD_OUT)).mean(),
+                polars.col(list(HELD_OUT)).count().cast(polars.Int64).name.suffix(COUNT),
+            )
+        )
         for quantity in HELD_OUT:
             frames.append(
-                named.filter(polars.col(quantity).is_not_null())
-                .group_by("step", "name", "sample")
-                .agg(polars.col(quantity).mean())
-                .group_by("step", "name")
-                .agg(polars.col(quantity).mean().alias("value"), polars.len().cast(polars.Int64).alias("n"))
-                .with_columns(
+                means.with_columns(
+                    polars.col(quantity).alias("value"),
+                    polars.col(f"{quantity}{COUNT}").alias("n"),
                     polars.lit("held_out").alias("source"),
                     polars.lit(unit).alias("unit"),
                     polars.lit(quantity).alias("quantity"),
                 )
+                .filter(polars.col("n") > 0)
                 .select(list(CURVES))
             )
     return polars.concat(frames).sort("unit", "quantity", "name", "step")

@@ -14,10 +14,8 @@ from prefixlab.analysis.narrowing import NarrowingRow
 class Findings:
     """Tables of a run's token-level analysis; empty where nothing was read."""
 
-    tokens: polars.DataFrame
-    """Token rows of all finished cells, with the columns model, capability, arm, seed; snapshots left out."""
     spans: polars.DataFrame
-    """Span rows of the same."""
+    """Span rows of all finished cells, with the columns model, capability, arm, seed; snapshots left out."""
     anchors: Sequence[AnchorRow]
     keywords: Sequence[KeywordRow]
     narrowing: Sequence[NarrowingRow]

@@ -56,6 +56,8 @@ class Widths:
 
     def tail(self, distance: Array | float) -> Array:
         """The upper tail at which `wider` is a distance of 0 or more."""
+        if np.ndim(distance) == 0:
+            return np.asarray(self._tail_of(float(distance)))
         # Bisection in the logarithm, which keeps its digits for the smallest tails as well.
         low, high = np.full(np.shape(distance), -690.0), np.full(np.shape(distance), math.log(0.5))
         for _ in range(45):
@@ -64,6 +66,14 @@ class Widths:
             low, high = np.where(inside, middle, low), np.where(inside, high, middle)
         found: Array = np.exp(high)
         return found
+
+    def _tail_of(self, distance: float) -> float:
+        """The same of one number, which is most of what is asked: ten times as fast without arrays."""
+        low, high = -690.0, math.log(0.5)
+        for _ in range(45):
+            middle = (low + high) / 2
+            low, high = (middle, high) if distance <= self.wider(np.exp(middle)) else (low, middle)
+        return float(np.exp(high))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def position_series(rows: polars.DataFrame) -> list[Series]:
     Args:
         rows: Token rows of one training step.
     """
-    known = rows.filter(polars.col("entropy").cast(polars.Float64).is_finite())
+    needed = [*CELL, "seed", "sample", "rendering", "span", "position", "entropy"]
+    known = rows.select(needed).filter(polars.col("entropy").cast(polars.Float64).is_finite())
     found = []
     for counted_from, table in (("response", known), ("rest", behind_prefix(known))):
         stretch = np.searchsorted(EDGES, table["position"].to_numpy(), side="right") - 1

@@ -1,6 +1,6 @@
 """From scores of single completions to the rows of results.parquet. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from prefixlab.records import Measure
 
 def _truncated(cell: CellScores, mine: Sequence[Measure]) -> int:
     """Truncated completions among those a metric is of, whatever their verdict."""
-    cut = {(r.item, r.epoch) for r in cell.of("truncated") if r.value}
-    return sum(r.status == "truncated" or (r.item, r.epoch) in cut for r in mine)
+    return sum(r.status == "truncated" or (r.item, r.epoch) in cell.cut for r in mine)
 
 
 def _status(cell: CellScores, mine: Sequence[Measure]) -> str:
@@ -62,13 +61,13 @@ def _row(cell: CellScores, metric: str, alpha: float) -> ResultRow:
     )
 
 
-def _pooled(by_seed: BySeed, metric: str, alpha: float) -> ResultRow:
-    """Row over all finished seeds, without its difference."""
-    rows = [_row(c, metric, alpha) for c in by_seed.values()]
+def _pooled(by_seed: BySeed, singles: Mapping[int | None, ResultRow], metric: str, alpha: float) -> ResultRow:
+    """Row over all finished seeds, without its difference, from the seeds' own rows."""
+    rows = list(singles.values())
     done = [c for c in by_seed.values() if c.rows is not None]
     if len(done) <= 1:
-        cell = done[0] if done else next(iter(by_seed.values()))
-        return _row(cell, metric, alpha).model_copy(update={"seed": None, "n_seeds": len(done)})
+        seed = done[0].seed if done else next(iter(singles))
+        return singles[seed].model_copy(update={"seed": None, "n_seeds": len(done)})
     common = common_prompts([by_seed], [c.seed for c in done], metric)
     values_S_N = table(by_seed, [c.seed for c in done], common, metric)
     share = bool(((values_S_N >= 0) & (values_S_N <= 1)).all())
@@ -92,8 +91,7 @@ def _pooled(by_seed: BySeed, metric: str, alpha: float) -> ResultRow:
 
 def _seen(cell: CellScores, by_seed: BySeed) -> list[str]:
     """Diagnostics that were taken of at least one completion."""
-    taken = {r.metric for c in by_seed.values() for r in c.rows or ()}
-    return [d for d in cell.diagnostics if d in taken and d not in cell.metrics]
+    return [d for d in cell.diagnostics if d not in cell.metrics and any(c.of(d) for c in by_seed.values())]
 
 
 def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha: float) -> list[ResultRow]:
@@ -109,7 +107,8 @@ def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha:
         for name, by_seed in arms.items():
             some = next(iter(by_seed.values()))
             for metric in (*some.metrics, *_seen(some, by_seed)):
-                pooled = _pooled(by_seed, metric, alpha)
+                singles = {seed: _row(cell, metric, alpha) for seed, cell in by_seed.items()}
+                pooled = _pooled(by_seed, singles, metric, alpha)
                 found = pooled_diff.get((*key, metric, name))
                 if found:
                     pooled = pooled.model_copy(
@@ -125,7 +124,7 @@ def results(cells: Sequence[CellScores], declared: Sequence[ContrastRow], alpha:
                 for seed, cell in by_seed.items():
                     if seed is None:
                         continue
-                    row = _row(cell, metric, alpha)
+                    row = singles[seed]
                     if name != REFERENCE and seed in reference and metric in some.metrics:
                         diff = match({seed: cell}, {seed: reference[seed]}, metric).contrast(alpha)
                         row = row.model_copy(

@@ -59,6 +59,11 @@ class CellScores:
         """What `values` has returned."""
         return {}
 
+    @cached_property
+    def cut(self) -> Collection[tuple[str, int]]:
+        """Item and epoch of the completions that the diagnostic `truncated` says were cut."""
+        return {(r.item, r.epoch) for r in self.of("truncated") if r.value}
+
     def of(self, metric: str) -> list[Measure]:
         """Rows of one metric."""
         return self._by_metric.get(metric, [])

@@ -4,7 +4,8 @@ Made again from the steps' files whenever results are written; nothing here is a
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ SKIPPED = ("entropy", "rank")
 """Quantities of the token table that no anchor is sought for: they say nothing of the token that stands there."""
 WITH, WITHOUT = "revised", ("synonym", "unrevised")
 """The keyword's rendering, and those with it replaced or left out."""
+RESPONSES = ("sample", "rendering", "span", "position", "loss", "entropy")
+"""Columns that the keyword test and the curves by position read, of every token."""
 PASSED = ("accuracy", "pass@1")
 """Metrics of which 1 is a pass: not safety, whose suites hold harmless prompts too."""
 FILES = ("anchors", "keywords", "narrowing", "spans", "dynamics")
@@ -49,13 +52,15 @@ def _named(table: polars.DataFrame, config: Mapping[str, Any], arm: str) -> pola
     return table.select(*lit, polars.all())
 
 
-def joined(plan: Mapping[str, Any], folders: Mapping[str, Path], file: str, schema: dict[str, Any]) -> polars.DataFrame:
-    """One table of all finished tokens steps, snapshots included."""
-    found = [polars.DataFrame(schema=CELL | schema)]
+def _spans(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> polars.DataFrame:
+    """The spans of all finished tokens steps, snapshots left out."""
+    found = [polars.DataFrame(schema=CELL | SPANS)]
     for step, folder in _steps(plan, folders, "tokens"):
-        if (folder / file).exists():
-            found.append(_named(polars.read_parquet(folder / file), step["config"], step["config"]["arm"]["arm"]))
-    return polars.concat(found, how="diagonal_relaxed")  # runs of older versions have fewer columns
+        if (folder / "spans.parquet").exists():
+            table = polars.read_parquet(folder / "spans.parquet")
+            found.append(_named(table, step["config"], step["config"]["arm"]["arm"]))
+    # Runs of older versions have fewer columns.
+    return polars.concat(found, how="diagonal_relaxed").filter(polars.col("step").is_null())
 
 
 def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[tuple[str, str], dict[int, int]]:
@@ -69,30 +74,69 @@ def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[t
     return found
 
 
-def _anchors(
-    tokens: polars.DataFrame, frequency: Mapping[tuple[str, str], Mapping[int, int]], alpha: float
-) -> list[AnchorRow]:
-    """Rankings under every model, capability and arm, the base included."""
-    found: list[AnchorRow] = []
-    for key, mine in tokens.group_by("model", "capability", maintain_order=True):
-        counts = frequency.get((str(key[0]), str(key[1])))
-        if counts is None:
-            continue
-        for quantity in QUANTITIES:
-            if quantity not in SKIPPED and mine[quantity].null_count() < len(mine):
-                rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
-                found += anchors(mine, quantity, alpha=alpha, rng=rng, frequency=counts)
+@dataclass
+class _Read:
+    """What is needed of the token tables of one model and capability; of a large run they do not fit into memory."""
+
+    prefixes: list[polars.DataFrame] = field(default_factory=list)
+    """Rows of prefixes, with all columns."""
+    responses: list[polars.DataFrame] = field(default_factory=list)
+    """All rows, with the columns of RESPONSES."""
+    measured: set[str] = field(default_factory=set)
+    """Quantities of which there is a number anywhere."""
+
+    def add(self, table: polars.DataFrame, named: Callable[[polars.DataFrame], polars.DataFrame]) -> None:
+        """Keep what is needed of a cell's table, snapshots left out."""
+        self.measured |= {q for q in QUANTITIES if table[q].null_count() < len(table)}
+        prefix = table.filter(polars.col("span") == "prefix", polars.col("rendering") != REFERENCE)
+        self.prefixes.append(named(prefix))
+        self.responses.append(named(table.select(RESPONSES)))
+
+
+def _token_table(folder: Path) -> polars.DataFrame:
+    """A cell's token table with every column of TOKENS; runs of older versions have fewer."""
+    table = polars.read_parquet(folder / "token_loss.parquet")
+    missing = [polars.lit(None, dtype=TOKENS[n]).alias(n) for n in TOKENS if n not in table.columns]
+    return table.with_columns(missing).select(list(TOKENS))
+
+
+def _read(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[tuple[str, str], _Read]:
+    """(model, capability) -> what all its cells show, in the plan's order."""
+    found: dict[tuple[str, str], _Read] = {}
+    for step, folder in _steps(plan, folders, "tokens"):
+        config = step["config"]
+        if (folder / "token_loss.parquet").exists():
+            mine = found.setdefault((config["model"]["name"], config["capability"]), _Read())
+            table = _token_table(folder).filter(polars.col("step").is_null())
+            mine.add(table, lambda t, c=config: _named(t, c, c["arm"]["arm"]))  # type: ignore[misc]
     return found
 
 
-def _keywords(tokens: polars.DataFrame, alpha: float) -> list[KeywordRow]:
-    """What the keyword does to the loss of the rest, against its synonym and against its absence."""
-    present = set(tokens["rendering"])
+def _anchors(
+    read: Mapping[tuple[str, str], _Read], frequency: Mapping[tuple[str, str], Mapping[int, int]], alpha: float
+) -> list[AnchorRow]:
+    """Rankings under every model, capability and arm, the base included."""
+    found: list[AnchorRow] = []
+    for key, mine in read.items():
+        counts = frequency.get(key)
+        if counts is None:
+            continue
+        prefixes = polars.concat(mine.prefixes)
+        for quantity in QUANTITIES:
+            if quantity not in SKIPPED and quantity in mine.measured:
+                rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
+                found += anchors(prefixes, quantity, alpha=alpha, rng=rng, frequency=counts)
+    return found
+
+
+def _keywords(rows: polars.DataFrame, alpha: float) -> list[tuple[int, KeywordRow]]:
+    """What the keyword does to the loss of the rest, against its synonym (0) and against its absence (1)."""
+    present = set(rows["rendering"].unique())
     return [
-        row
-        for other in WITHOUT
+        (place, row)
+        for place, other in enumerate(WITHOUT)
         if {WITH, other} <= present
-        for row in keyword_effect(tokens, "loss", rendering=WITH, reference=other, alpha=alpha)
+        for row in keyword_effect(rows, "loss", rendering=WITH, reference=other, alpha=alpha)
     ]
 
 
@@ -122,9 +166,9 @@ def _sampled(cells: Sequence[CellScores]) -> list[Sampled]:
     return found
 
 
-def _narrowing(tokens: polars.DataFrame, cells: Sequence[CellScores], alpha: float) -> list[NarrowingRow]:
+def _narrowing(positions: Sequence[Series], cells: Sequence[CellScores], alpha: float) -> list[NarrowingRow]:
     """Levels of every arm, and differences to r000 under the same text or condition, and of a text within an arm."""
-    series: list[Series] = list(position_series(tokens))
+    series = list(positions)
     for sampled in _sampled(cells):
         series += [*diversity_series(sampled), *pass_series(sampled)]
     places = sorted({(s.arm, s.condition, s.suite) for s in series})
@@ -133,26 +177,30 @@ def _narrowing(tokens: polars.DataFrame, cells: Sequence[CellScores], alpha: flo
     return [*levels(series, alpha), *differences(series, list(dict.fromkeys(pairs)), alpha)]
 
 
-def _curves(plan: Mapping[str, Any], folders: Mapping[str, Path], tokens: polars.DataFrame) -> polars.DataFrame:
+def _cell(config: Mapping[str, Any], arm: str) -> tuple[str, str, str, int | None]:
+    return config["model"]["name"], config["capability"], arm, config["seed"]
+
+
+def _curves(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> polars.DataFrame:
     """Span losses of every training step, and snapshots of held-out samples."""
     found = [polars.DataFrame(schema=CELL | CURVES)]
+    tables = {
+        _cell(step["config"], step["config"]["arm"]["arm"]): folder
+        for step, folder in _steps(plan, folders, "tokens")
+        if (folder / "token_loss.parquet").exists()
+    }
     for step, folder in _steps(plan, folders, "train"):
         if step["inputs"]["arm"] not in folders:
             continue
         arm = json.loads((folders[step["inputs"]["arm"]] / "manifest.json").read_text(encoding="utf-8"))["arm"]
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         found.append(_named(training_curves(log), step["config"], arm))
-        config = step["config"]
-        mine = tokens.filter(
-            polars.col("model") == config["model"]["name"],
-            polars.col("capability") == config["capability"],
-            polars.col("arm") == arm,
-            polars.col("seed") == config["seed"],
-        )
-        treatment = mine.filter(polars.col("control").is_null(), polars.col("rendering") != REFERENCE)
+        place = tables.get(_cell(step["config"], arm))
+        mine = polars.DataFrame(schema=TOKENS) if place is None else _token_table(place)
         if mine["step"].null_count() < len(mine):
+            treatment = mine.filter(polars.col("control").is_null(), polars.col("rendering") != REFERENCE)
             name = str(treatment["rendering"][0])
-            found.append(_named(held_out_curves(mine.select(list(TOKENS)), name, len(log)), config, arm))
+            found.append(_named(held_out_curves(mine, name, len(log)), step["config"], arm))
     return polars.concat(found)
 
 
@@ -165,15 +213,22 @@ def find(plan: Mapping[str, Any], folders: Mapping[str, Path], cells: Sequence[C
         cells: Scores of every planned evaluation.
         alpha: Level of intervals and of the false-discovery rate.
     """
-    everything = joined(plan, folders, "token_loss.parquet", TOKENS)
-    tokens = everything.filter(polars.col("step").is_null())
+    read = _read(plan, folders)
+    ranked = _anchors(read, _frequencies(plan, folders), alpha)
+    positions: list[Series] = []
+    keywords: list[tuple[int, KeywordRow]] = []
+    for _, mine in sorted(read.items(), key=lambda pair: pair[0]):
+        rows = polars.concat(mine.responses)
+        positions += position_series(rows)
+        keywords += _keywords(rows, alpha)
+        mine.responses.clear()
+    positions.sort(key=lambda s: s.counted_from != "response")  # keeps the order of models within
     return Findings(
-        tokens=tokens,
-        spans=joined(plan, folders, "spans.parquet", SPANS).filter(polars.col("step").is_null()),
-        anchors=_anchors(tokens, _frequencies(plan, folders), alpha),
-        keywords=_keywords(tokens, alpha),
-        narrowing=_narrowing(tokens, cells, alpha),
-        curves=_curves(plan, folders, everything),
+        spans=_spans(plan, folders),
+        anchors=ranked,
+        keywords=[row for _, row in sorted(keywords, key=lambda pair: pair[0])],
+        narrowing=_narrowing(positions, cells, alpha),
+        curves=_curves(plan, folders),
     )
 
 

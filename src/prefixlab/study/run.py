@@ -29,6 +29,7 @@ from prefixlab.evals.scores import MEASURES, read_measures, read_scores
 from prefixlab.records import Measure, Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
+from prefixlab.study.energy import metered
 from prefixlab.study.findings import FILES, find, write_findings
 from prefixlab.study.steps import Plan, Step, installed, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
@@ -164,7 +165,8 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
             pending.append(step)
         if pending:
             say(f"{len(pending)} of {len(plan.steps)} steps to do, {outcome.reused} done already")
-            _work(study, plan, pending, store, outcome, console, quiet)
+            with metered(out):
+                _work(study, plan, pending, store, outcome, console, quiet)
         data = _finish(study, plan, store, outcome)
     outcome.seconds = time.perf_counter() - started
     return data, outcome

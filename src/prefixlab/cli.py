@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_analysis, cli_data, cli_eval
+from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_report
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -225,14 +225,7 @@ def results(
         _print_answer(data)
 
 
-@app.command(help=help_text("Write RUN/report/index.html again.", "prefixlab report runs/quickstart"))
-def report(run_folder: RunFolder) -> None:
-    from prefixlab.study.run import open_run, write_report
-
-    write_report(open_run(run_folder))
-    out_console.print(str(run_folder / "report" / "index.html"), highlight=False, markup=False)
-
-
+app.add_typer(cli_report.app)
 app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_analysis.app)

@@ -3,6 +3,7 @@
 A rerun of a finished study imports neither torch nor transformers.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
 from prefixlab.study.energy import metered
 from prefixlab.study.findings import FILES, find, write_findings
+from prefixlab.study.progress_file import ProgressFile
 from prefixlab.study.steps import Plan, Step, installed, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
 from prefixlab.study_file import parse_study
@@ -189,25 +191,34 @@ def _work(
         judge=study.judge,
         verdicts=store.root / "verdicts.sqlite",
     )
-    bench, bar = Bench(store.folder, conditions), _Bar(pending, console)
+    bench, bar, told = Bench(store.folder, conditions), _Bar(pending, console), ProgressFile(store.root, pending)
     done = {s.slug for s in plan.steps} - {s.slug for s in pending}
     bar.bar.disable = quiet
-    with bar.bar:
+    with told.running(), bar.bar:
         for number, step in enumerate(pending, 1):
             place = f"[{number}/{len(pending)}]"
             missing = [s for s in (*step.inputs.values(), *step.after) if s not in done]
             if missing:
                 outcome.failed[step.slug] = f"needs {missing[0]}, which failed"
+                told.fail(step, outcome.failed[step.slug])
                 continue
             bar.show(step, 0.0, place)
+            told.begin(step)
+
+            def tick(share: float, step: Step = step, place: str = place) -> None:
+                bar.show(step, share, place)
+                told.tick(share)
+
             try:
                 with store.writing(step.slug, step.id) as folder:
-                    bench.run(step, folder, lambda share, s=step, p=place: bar.show(s, share, p))  # type: ignore[misc]
+                    bench.run(step, folder, tick)
             except StepError as error:
                 outcome.failed[step.slug] = str(error)
+                told.fail(step, str(error))
                 console.print(f"step {step.slug} failed: {error}", highlight=False, markup=False)
                 continue
             done.add(step.slug)
+            told.end(step)
             outcome.ran.append(step.slug)
             if conditions.stop.signal is not None:
                 raise Stopped(conditions.stop.signal, f"stopped after {step.slug}, which is finished")
@@ -313,13 +324,36 @@ def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData
 
 
 def write_report(data: RunData) -> None:
-    """Write the tables of the token-level analysis, then the report."""
-    write_findings(find(data.plan, data.folders, data.cells, data.study.analysis.alpha), data.root)
-    build_report(data, data.root / "report")
+    """Write the tables of the token-level analysis, then the report; waits while another process does."""
+    folder = data.root / "report"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_findings(find(data.plan, data.folders, data.cells, data.study.analysis.alpha), data.root)
+        build_report(data, folder)
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def no_run(root: Path) -> UserError:
+    """The error for a folder that is no run folder."""
+    return UserError(
+        f"{str(root)!r} is no run folder (study.yaml or plan.json is missing); make one with prefixlab run"
+    )
+
+
+def read_study(root: Path) -> tuple[Study, Plan]:
+    """Study and plan of a run folder.
+
+    Raises:
+        UserError: There is no run there.
+    """
+    plan, study_file = load_plan(Store(root)), root / "study.yaml"
+    if plan is None or not study_file.exists():
+        raise no_run(root)
+    return parse_study(yaml.safe_load(study_file.read_text(encoding="utf-8")), str(study_file)), plan
 
 
 def open_run(root: Path) -> RunData:
@@ -328,12 +362,5 @@ def open_run(root: Path) -> RunData:
     Raises:
         UserError: There is no run there.
     """
-    store = Store(root)
-    plan = load_plan(store)
-    study_file = root / "study.yaml"
-    if plan is None or not study_file.exists():
-        raise UserError(
-            f"{str(root)!r} is no run folder (study.yaml or plan.json is missing); make one with prefixlab run"
-        )
-    study = parse_study(yaml.safe_load(study_file.read_text(encoding="utf-8")), str(study_file))
-    return gather(study, plan, store)
+    study, plan = read_study(root)
+    return gather(study, plan, Store(root))

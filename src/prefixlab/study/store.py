@@ -26,6 +26,8 @@ from prefixlab.records import Record
 DONE = "DONE"
 SCRATCH = ".writing-"
 State = Literal["done", "missing", "broken"]
+LOOKS = (0.02, 0.1, 0.2)
+"""Pauses between tries to get the lock: who only looks whether it is held (`Store.in_use`) has it for a moment."""
 
 
 class Marker(Record):
@@ -80,12 +82,16 @@ def held(lock: IO[str], folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it.
     """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"run folder {str(folder)!r} is in use by another run; wait for it or choose another --out"
-        ) from error
+    for pause in (*LOOKS, None):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if pause is None:
+                raise UserError(
+                    f"run folder {str(folder)!r} is in use by another run; wait for it or choose another --out"
+                ) from error
+            time.sleep(pause)
     yield
 
 
@@ -110,6 +116,19 @@ class Store:
             raise UserError(f"run folder {str(self.root)!r} cannot be written: {error.strerror}") from error
         with lock, held(lock, self.root):
             yield
+
+    def in_use(self) -> bool:
+        """Whether a process holds the folder."""
+        try:
+            lock = (self.root / ".lock").open()
+        except OSError:
+            return False
+        with lock:  # closing it lets go of it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def adopt(self, study: Study) -> list[str]:
         """Make this folder the study's, or check that it is.

@@ -4,6 +4,7 @@ Model output is hostile text. It travels as JSON with "<" escaped, or through a 
 page through text nodes; the page's own policy runs no script but those of its folder.
 """
 
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,16 +32,19 @@ SCRIPTS = ("report.js", "tokens.js", "completions.js")
 
 
 def _assets(folder: Path) -> list[str]:
-    """Write the page's scripts beside it."""
+    """Write the page's scripts beside it; Vega, whose bundling takes seconds, once for each version of vl-convert."""
     assets = folder / "assets"
     assets.mkdir(exist_ok=True)
+    vega = f"vega-{version('vl-convert-python')}.js"
     source = files("prefixlab.report") / "templates"
-    texts = {"vega.js": figures.javascript(), **{n: (source / n).read_text("utf-8") for n in SCRIPTS}}
+    texts = {name: (source / name).read_text("utf-8") for name in SCRIPTS}
+    if not (assets / vega).exists():
+        texts[vega] = figures.javascript()
     for name, text in texts.items():
         scratch = assets / f".{name}.new"
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(assets / name)
-    return [f"assets/{name}" for name in texts]
+    return [f"assets/{name}" for name in (vega, *SCRIPTS)]
 
 
 def build_report(data: RunData, folder: Path) -> None:

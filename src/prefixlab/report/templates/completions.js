@@ -101,7 +101,7 @@
       box.checked = arms.includes(i);
       box.onchange = () => { arms = box.checked ? [...arms, i].sort((a, b) => a - b) : arms.filter(a => a !== i); drawList(); };
       const label = make("label", "row", box, visible(c.arm));
-      if (c.log) { const link = make("a", "", "log"); link.href = c.log; link.title = "Inspect log, for: inspect view"; label.append(link); }
+      if (c.log && location.protocol === "file:") { const link = make("a", "", "log"); link.href = c.log; link.title = "Inspect log, for: inspect view"; label.append(link); }
       return label;
     }));
   }

@@ -47,7 +47,9 @@ def anchor_figures(rows: Iterable[AnchorRow], alpha: float) -> list[Figure]:
     models, found = {key[0] for key in groups}, []
     for (model, capability, quantity), arms in groups.items():
         where = f"{capability} · {model}" if len(models) > 1 else capability
-        title = f"Words that stand out by {quantity.replace('_', ' ')}, {where}"
+        title = (
+            f"Words that stand out by {'KL to the base' if quantity == 'kl' else quantity.replace('_', ' ')}, {where}"
+        )
         kept = {arm: sorted(mine, key=lambda r: r.rank or 0)[:SHOWN] for arm, mine in list(arms.items())[:PANELS]}
         drawn = [r for mine in kept.values() for r in mine]
         over = " or ".join(dict.fromkeys(r.interval_over for r in drawn))
@@ -80,7 +82,7 @@ def _ranking_spec(arms: dict[str, list[AnchorRow]], title: str) -> dict[str, Any
     scale = alt.Scale(domain=ends, nice=False)
     text = "excess (ln ratio)" if drawn[0].scale == "log" else "excess (difference)"
     parts = []
-    for i, (arm, mine) in enumerate(arms.items()):
+    for arm, mine in arms.items():
         marks = [
             {"word": r.word, "v": r.excess, "low": r.ci_low, "high": r.ci_high, "told": r.announced, "q": r.q}
             for r in mine
@@ -98,7 +100,6 @@ def _ranking_spec(arms: dict[str, list[AnchorRow]], title: str) -> dict[str, Any
             base.transform_filter("datum.told").mark_point(size=80, filled=True, opacity=1, color=color).encode(x=x),
         ]
         parts.append(alt.layer(*layers).properties(width=220, height=alt.Step(20), title=arm))
-        assert i < PANELS
     return spec_of(alt.concat(*parts, columns=2).properties(title=title))
 
 
@@ -149,7 +150,10 @@ def _dynamics_spec(rows: polars.DataFrame, arms: Sequence[str], quantity: str, t
     parts = []
     for span in dict.fromkeys(rows["name"]):
         mine = rows.filter(polars.col("name") == span)
-        marks = [{"series": r["arm"], **{k: r[k] for k in ("step", "value", "low", "high")}} for r in mine.to_dicts()]
+        marks = [
+            {"series": r["arm"], "dash": r["arm"], **{k: r[k] for k in ("step", "value", "low", "high")}}
+            for r in mine.to_dicts()
+        ]
         ends = domain([e for m in marks for e in (m["low"], m["high"])], least=0.1)
         scale = alt.Scale(domain=ends, nice=False, zero=False)
         unit = f"{quantity.replace('_', ' ')} (nats)" if quantity == "loss" else quantity.replace("_", " ")

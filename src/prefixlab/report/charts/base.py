@@ -21,7 +21,16 @@ Number = float | int | str | None
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8f98", "#a08a00")
 """Okabe-Ito without its black and its yellow, which are lost on a dark or a light page; grey and ochre stand in."""
-SHAPES = ("circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+    "M-1,-1H1L-1,1H1Z",
+)
 DASHES: tuple[list[int], ...] = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4], [1, 3], [6, 2, 1, 2, 1, 2])
 MOST = len(PALETTE)
 """Series of one chart; with more it is split, or some are left out and named."""
@@ -135,7 +144,8 @@ def spec_of(chart: Any) -> dict[str, Any]:
 
 def values(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Rows as inline data, numbers rounded to what a chart can show."""
-    return alt.Data(values=[{k: rounded(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    # A tuple, since Altair copies lists whenever a chart is built upon another.
+    return alt.Data(values=tuple({k: rounded(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows))
 
 
 def rounded(value: float | None) -> float | None:
@@ -171,19 +181,31 @@ def domain(ends: Iterable[float | None], *, least: float, within: tuple[float, f
 
 
 def scales(names: Sequence[str], legend: Any, *, marked: bool = True) -> tuple[Any, Any, Any]:
-    """Colour, shape and dash of up to `MOST` series; the legend shows shapes where they are marked, else dashes."""
+    """Colour, shape and dash of up to `MOST` series; the legend shows shapes where they are marked, else dashes.
+
+    Args:
+        names: Of the series, in the data's column `series`.
+        legend: For colour with shape, or with dash.
+        marked: Whether shapes are drawn. If so the dash needs the names in a column of its own, `dash`, for a legend
+            of one column draws everything into its symbols.
+    """
     n = len(names)
-    color = alt.Color("series:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(PALETTE[:n])))
-    shapes, dashes = (legend, None) if marked else (None, legend)
-    shape = alt.Shape("series:N", title=None, legend=shapes, scale=alt.Scale(domain=names, range=list(SHAPES[:n])))
-    dash = alt.StrokeDash("series:N", title=None, legend=dashes, scale=alt.Scale(domain=names, range=list(DASHES[:n])))
-    return color, shape, dash
+    field = "dash:N" if marked else "series:N"
+
+    def scale(values: Sequence[Any]) -> Any:
+        return alt.Scale(domain=list(names), range=list(values[:n]))
+
+    return (
+        alt.Color("series:N", title=None, legend=legend, scale=scale(PALETTE)),
+        alt.Shape("series:N", title=None, legend=legend, scale=scale(SHAPES)),
+        alt.StrokeDash(field, title=None, legend=None if marked else legend, scale=scale(DASHES)),
+    )
 
 
 def below(columns: int = 2, *, marked: bool = True) -> Any:
     """A legend under the chart, of marks or of lines."""
     if marked:
-        return alt.Legend(orient="bottom", columns=columns, symbolSize=80, symbolOpacity=1, symbolDash=[1, 0])
+        return alt.Legend(orient="bottom", columns=columns, symbolSize=80, symbolOpacity=1)
     return alt.Legend(orient="bottom", columns=columns, symbolSize=250, symbolOpacity=1, symbolType="stroke")
 
 

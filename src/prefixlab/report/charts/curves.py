@@ -74,6 +74,7 @@ def _marks(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow]) -> tuple[lis
                     "high": points(row.ci_high),
                     "arm": row.arm,
                     "series": name,
+                    "dash": name,
                     "panel": of.get(name, name),
                     "line": row.control is None,
                     "n": row.n_prompts,

@@ -96,7 +96,7 @@ def _panel(rows: Sequence[ContrastRow], controls: set[str], limits: list[float],
         base.transform_filter("datum.none").mark_text(align="left", dx=4, x=0).encode(text="none:N"),
     ]
     if claims:
-        drawn = [{**m, "label": f"◇ {CLAIM}"} for m in marks if m["claim"] is not None]
+        drawn = [{**m, "label": CLAIM} for m in marks if m["claim"] is not None]
         claim = alt.Chart(values(drawn)).encode(y=y)
         mark = claim.mark_point(shape="diamond", size=130, filled=False, color=QUIET, strokeWidth=2)
         layers.append(mark.encode(x=alt.X("claim:Q", title=text, scale=scale)))

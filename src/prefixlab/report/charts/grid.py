@@ -9,7 +9,7 @@ from prefixlab.analysis.rows import ResultRow
 from prefixlab.report.charts.base import QUIET, Figure, Table, measured_with, order, points, spec_of, stem, values
 from prefixlab.report.tables import condition_order
 
-DARK = 55.0
+DARK = 70.0
 """Percent from which a cell is dark enough for white digits."""
 
 

@@ -28,11 +28,9 @@ from prefixlab.report.charts.base import (
 
 FIRST = 64
 """Positions drawn."""
-QUANTITIES = {
-    "loss": "token loss (nats)",
-    "entropy": "entropy of the next token (nats)",
-    "kl": "KL to the base (nats)",
-}
+QUANTITIES = {"loss": "token loss", "entropy": "entropy of the next token", "kl": "KL to the base"}
+FEWEST = 3
+"""Samples that a mean is of at least; and half of those of the first position, so that the line stays of one kind."""
 LEAST = {"loss": 0.5, "entropy": 0.5, "kl": 0.05}
 """What the axis spans at least."""
 
@@ -100,7 +98,10 @@ def _means(parts: Sequence[TokenPart], alpha: float) -> polars.DataFrame:
     )
     t = {n: t_quantile(1 - alpha / 2, n - 1) / n**0.5 for n in made["n"].unique().to_list() if n > 1}
     half = polars.col("sd") * polars.col("n").replace_strict(t, default=None, return_dtype=polars.Float64)
-    return made.with_columns(low=polars.col("value") - half, high=polars.col("value") + half)
+    enough = polars.max_horizontal(polars.lit(FEWEST), polars.col("n").max().over("rendering", "quantity") / 2)
+    return made.with_columns(  # none of the quantities can be below 0
+        low=polars.max_horizontal(polars.col("value") - half, polars.lit(0.0)), high=polars.col("value") + half
+    ).filter(polars.col("n") >= enough)
 
 
 def token_figures(parts: Sequence[TokenPart], alpha: float) -> list[Figure]:
@@ -141,7 +142,7 @@ def _figure(
     ]
     text = "without a prefix" if rendering == REFERENCE else f"with the prefix of “{rendering}”"
     title = f"{QUANTITIES[quantity][0].upper()}{QUANTITIES[quantity][1:]} by position, {where}, read {text}"
-    axis = QUANTITIES[quantity]
+    axis = f"{QUANTITIES[quantity]} (nats)"
     ends = [m[k] for m in marks for k in ("v", "low", "high")]
     scale = alt.Scale(domain=domain([0.0, *ends], least=LEAST[quantity]), nice=False)
     x = alt.X(
@@ -160,8 +161,9 @@ def _figure(
     last = rows.filter(polars.col("position") == rows["position"].max())["n"].min()
     seeds = several([int(s) for s in rows["seeds"]], "training seed")
     said = (
-        f"Means over held-out samples: n = {first} at the first position, {last} at the last (shorter responses end), "
-        f"{seeds}, averaged first; bands: {level(alpha)} t intervals over samples, without the variance of training."
+        f"Means over held-out samples, as far as half of them reach: n = {first} at the first position, {last} at the "
+        f"last; {seeds}, averaged first; bands: {level(alpha)} t intervals over samples, cut at 0 and without the "
+        "variance of training."
     )
     table = Table(
         ("arm", "position", axis, "low", "high", "samples"),

@@ -66,7 +66,8 @@ def _labels(marks: Sequence[dict[str, Any]], x: Sequence[float], y: Sequence[flo
         free = [
             o
             for o in options
-            if not any(
+            if o[2] >= 0
+            and not any(
                 o[2] < r and o[2] + wide > left and o[1] - 6 < low and o[1] + 6 > top for left, top, r, low in taken
             )
         ]
@@ -219,6 +220,7 @@ def _attack_spec(rows: Sequence[ResultRow], arms: Sequence[str], title: str) -> 
             "low": turned(r.ci_high),
             "high": turned(r.ci_low),
             "series": r.arm,
+            "dash": r.arm,
             "depth": _depth(r),
             "n": r.n_prompts,
         }

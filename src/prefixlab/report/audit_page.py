@@ -10,16 +10,14 @@ from markupsafe import Markup
 from prefixlab.data.audit import Audit
 from prefixlab.records import FAMILIES
 from prefixlab.report.audit_text import NAMES
+from prefixlab.report.charts.base import FAMILY_COLORS
 from prefixlab.report.figures import svg
-
-COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#c9ced6")
-"""Okabe-Ito, and grey for parts without an opening."""
 
 
 def _scale(present: list[str]) -> alt.Scale:
     names = [*FAMILIES, "none"]
     kept = [n for n in names if n in present]
-    return alt.Scale(domain=[NAMES[n] for n in kept], range=[COLORS[names.index(n)] for n in kept])
+    return alt.Scale(domain=[NAMES[n] for n in kept], range=[FAMILY_COLORS[names.index(n)] for n in kept])
 
 
 def _svg(chart: Any) -> Markup:

@@ -1,32 +1,97 @@
 """Charts of a report, each defined once in Vega-Altair: drawn on the page, written as SVG and PDF for paper."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars
 import vl_convert
 
-from prefixlab.analysis.rows import ResultRow
+from prefixlab.analysis.anchors import AnchorRow
+from prefixlab.analysis.rows import ArmInfo, ResultRow
+from prefixlab.data.check import TreatmentCheck
 from prefixlab.report import tables
+from prefixlab.report.charts.anchors import anchor_figures, dynamics_figures
 from prefixlab.report.charts.base import PAPER, Figure, merged
 from prefixlab.report.charts.curves import curve_figures
+from prefixlab.report.charts.data import Stripped, stripped_figure, treatment_figures
+from prefixlab.report.charts.effects import effect_figures
+from prefixlab.report.charts.grid import grid_figures
+from prefixlab.report.charts.tokens import TokenPart, token_figures
+from prefixlab.report.charts.tradeoffs import attack_figures, front_figures
+from prefixlab.report.findings import read_rows
 from prefixlab.report.tables import RunData
 
 __all__ = ["Figure", "figures", "javascript", "svg", "write"]
 
 
 def figures(data: RunData) -> list[Figure]:
-    """Every figure that the run has numbers for, in the order of the sections; declared comparisons first."""
+    """Every figure that the run has numbers for, section by section; declared comparisons first."""
     alpha = data.study.analysis.alpha
     shown = tables.main_rows(data.cells, data.results)
     declared = {(c.capability, c.suite, c.protocol, c.metric, c.condition) for c in data.contrasts if c.primary}
-    found = [
-        *curve_figures(shown, alpha, declared),
+    stripped = stripped_figure(_stripped(data))
+    curves_file = data.root / "dynamics.parquet"
+    return _named_apart(
+        [
+            *effect_figures(data.contrasts, alpha),
+            *curve_figures(shown, alpha, declared),
+            *front_figures([a.front for a in data.advice], shown),
+            *attack_figures(shown, alpha),
+            *grid_figures(shown, alpha),
+            *token_figures(_token_parts(data), alpha),
+            *anchor_figures(read_rows(data.root, "anchors", AnchorRow), alpha),
+            *(dynamics_figures(polars.read_parquet(curves_file)) if curves_file.exists() else ()),
+            *treatment_figures(_checks(data)),
+            *([stripped] if stripped else ()),
+        ]
+    )
+
+
+def _steps(data: RunData, kind: str) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Configuration and folder of every finished step of a kind."""
+    for step in data.plan["steps"]:
+        if step["kind"] == kind and step["slug"] in data.folders:
+            yield step["config"], data.folders[step["slug"]]
+
+
+def _token_parts(data: RunData) -> list[TokenPart]:
+    return [
+        TokenPart(c["model"]["name"], c["capability"], _info(c["arm"]), c["seed"], folder / "token_loss.parquet")
+        for c, folder in _steps(data, "tokens")
     ]
-    return _named_apart(found)
+
+
+def _info(arm: dict[str, Any]) -> ArmInfo:
+    return ArmInfo.model_validate({**dict.fromkeys(ArmInfo.model_fields), **arm})
+
+
+def _checks(data: RunData) -> list[TreatmentCheck]:
+    return [
+        TreatmentCheck.model_validate_json((folder / "check.json").read_text(encoding="utf-8"))
+        for _, folder in _steps(data, "check")
+    ]
+
+
+def _stripped(data: RunData) -> list[Stripped]:
+    """What the data steps' strip records say, the first opening of each part."""
+    found = []
+    for config, folder in _steps(data, "data"):
+        n = json.loads((folder / "data.json").read_text(encoding="utf-8"))["n"]
+        first: dict[tuple[str, str], str] = {}
+        with (folder / "strip.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                first.setdefault((record["id"], record["part"]), record["family"])
+        parts: dict[str, dict[str, int]] = {}
+        for (_, part), family in first.items():
+            parts.setdefault(part, {})[family] = parts.get(part, {}).get(family, 0) + 1
+        found.append(Stripped(config["capability"], n, parts))
+    return found
 
 
 def _named_apart(found: Sequence[Figure]) -> list[Figure]:

@@ -124,11 +124,12 @@ def train_by_test(cells: Sequence[CellScores], rows: Sequence[ResultRow]) -> lis
         shown = percent(row.value) if row.status == "measured" else row.status.replace("_", " ")
         table["arms"].setdefault(row.arm, {})[row.condition] = shown
     for table in found.values():
-        table["conditions"] = sorted({c for arm in table["arms"].values() for c in arm}, key=_condition_order)
+        table["conditions"] = sorted({c for arm in table["arms"].values() for c in arm}, key=condition_order)
     return [t for t in found.values() if len(t["conditions"]) > 1]
 
 
-def _condition_order(name: str) -> tuple[int, str, int]:
+def condition_order(name: str) -> tuple[int, str, int]:
+    """Key that sorts conditions: the usual ones, then attacks by their length."""
     kind, _, k = name.partition("@")
     return (
         ("bare", "user_prefix", "prefill").index(kind) if not k and kind in ("bare", "user_prefix", "prefill") else 3,

@@ -4,6 +4,7 @@ Colour is never alone: series differ in shape or dash as well. Colours of text, 
 draws: the page has its own, files get `PAPER`.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,16 @@ Number = float | int | str | None
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8f98", "#a08a00")
 """Okabe-Ito without its black and its yellow, which are lost on a dark or a light page; grey and ochre stand in."""
-SHAPES = ("circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+    "M-1,-1H1L-1,1H1Z",
+)
 DASHES: tuple[list[int], ...] = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4], [1, 3], [6, 2, 1, 2, 1, 2])
 MOST = len(PALETTE)
 """Series of one chart; with more it is split, or some are left out and named."""
@@ -83,15 +93,29 @@ class ArmLike(Protocol):
     """What rows of every kind say about an arm."""
 
     @property
-    def arm(self) -> str: ...
+    def arm(self) -> str:
+        """Name."""
+        ...
+
     @property
-    def ratio(self) -> float | None: ...
+    def ratio(self) -> float | None:
+        """Share of samples with the prefix."""
+        ...
+
     @property
-    def position(self) -> str | None: ...
+    def position(self) -> str | None:
+        """Where it stands."""
+        ...
+
     @property
-    def prefix_set(self) -> str | None: ...
+    def prefix_set(self) -> str | None:
+        """Whose treatment it is or belongs to."""
+        ...
+
     @property
-    def control(self) -> str | None: ...
+    def control(self) -> str | None:
+        """Which control it is."""
+        ...
 
 
 Arm = TypeVar("Arm", bound=ArmLike)
@@ -113,14 +137,15 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def spec_of(chart: Any) -> dict[str, Any]:
     """A chart's Vega-Lite specification with our sizes."""
-    made: dict[str, Any] = chart.to_dict()
+    made: dict[str, Any] = chart.to_dict(validate=False)  # a quarter of the time; tests draw every kind of chart
     made["config"] = SIZES
     return made
 
 
 def values(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Rows as inline data, numbers rounded to what a chart can show."""
-    return alt.Data(values=[{k: rounded(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    # A tuple, since Altair copies lists whenever a chart is built upon another.
+    return alt.Data(values=tuple({k: rounded(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows))
 
 
 def rounded(value: float | None) -> float | None:
@@ -155,18 +180,33 @@ def domain(ends: Iterable[float | None], *, least: float, within: tuple[float, f
     return [float(f"{start:.6g}"), float(f"{stop:.6g}")]
 
 
-def scales(names: Sequence[str], legend: Any) -> tuple[Any, Any, Any]:
-    """Colour, shape and dash of up to `MOST` series, in one legend."""
+def scales(names: Sequence[str], legend: Any, *, marked: bool = True) -> tuple[Any, Any, Any]:
+    """Colour, shape and dash of up to `MOST` series; the legend shows shapes where they are marked, else dashes.
+
+    Args:
+        names: Of the series, in the data's column `series`.
+        legend: For colour with shape, or with dash.
+        marked: Whether shapes are drawn. If so the dash needs the names in a column of its own, `dash`, for a legend
+            of one column draws everything into its symbols.
+    """
     n = len(names)
-    color = alt.Color("series:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(PALETTE[:n])))
-    shape = alt.Shape("series:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(SHAPES[:n])))
-    dash = alt.StrokeDash("series:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(DASHES[:n])))
-    return color, shape, dash
+    field = "dash:N" if marked else "series:N"
+
+    def scale(values: Sequence[Any]) -> Any:
+        return alt.Scale(domain=list(names), range=list(values[:n]))
+
+    return (
+        alt.Color("series:N", title=None, legend=legend, scale=scale(PALETTE)),
+        alt.Shape("series:N", title=None, legend=legend, scale=scale(SHAPES)),
+        alt.StrokeDash(field, title=None, legend=None if marked else legend, scale=scale(DASHES)),
+    )
 
 
-def below(columns: int = 2) -> Any:
-    """A legend under the chart."""
-    return alt.Legend(orient="bottom", columns=columns, symbolSize=80)
+def below(columns: int = 2, *, marked: bool = True) -> Any:
+    """A legend under the chart, of marks or of lines."""
+    if marked:
+        return alt.Legend(orient="bottom", columns=columns, symbolSize=80, symbolOpacity=1)
+    return alt.Legend(orient="bottom", columns=columns, symbolSize=250, symbolOpacity=1, symbolType="stroke")
 
 
 def order(arm: ArmLike) -> tuple[Any, ...]:
@@ -207,6 +247,15 @@ def level(alpha: float) -> str:
     return f"{100 - 100 * alpha:.3g}%"
 
 
+def spread(at: Sequence[float], gap: float) -> list[float]:
+    """Places of labels near `at`, in its order, no two closer than `gap`."""
+    ranks = sorted(range(len(at)), key=lambda i: at[i])
+    made = list(at)
+    for before, after in itertools.pairwise(ranks):
+        made[after] = max(made[after], made[before] + gap)
+    return made
+
+
 def interval_kind(row: ResultRow, alpha: float) -> str:
     """How the interval of a level was made, read from its numbers; empty where there is none."""
     if row.ci_low is None or row.ci_high is None or row.value is None:
@@ -221,13 +270,18 @@ def interval_kind(row: ResultRow, alpha: float) -> str:
     return "Wilson over prompts" if same else "t over prompts"
 
 
+def _kinds(rows: Sequence[ResultRow], alpha: float) -> list[str]:
+    return list(dict.fromkeys(k for r in rows if (k := interval_kind(r, alpha))))
+
+
 def measured_with(rows: Sequence[ResultRow], alpha: float) -> str:
     """n, seeds and interval of levels, for a caption."""
-    kinds = list(dict.fromkeys(k for r in rows if (k := interval_kind(r, alpha))))
+    by_kind = {kind: [r for r in rows if interval_kind(r, alpha) == kind] for kind in _kinds(rows, alpha)}
+    kinds = [k + (" (base)" if len(by_kind) > 1 and {r.arm for r in of} == {BASE} else "") for k, of in by_kind.items()]
     trained = [r.n_seeds for r in rows if r.arm != BASE]
     seeds = several(trained, "training seed") if trained else "the untuned model"
     said = f"n = {several([r.n_prompts for r in rows], 'prompt')}, {seeds}; "
-    said += f"{level(alpha)} intervals: {' and '.join(kinds)}" if kinds else "no intervals"
+    said += f"{level(alpha)} intervals: {' and '.join(reversed(kinds))}" if kinds else "no intervals"
     return said + (" (the variance of training is not in them)." if kinds and 1 in trained else ".")
 
 

@@ -20,6 +20,7 @@ from prefixlab.report.charts.base import (
     points,
     scales,
     spec_of,
+    spread,
     stem,
     values,
 )
@@ -29,6 +30,8 @@ LINES = (BASE, "native")
 """Arms without a ratio: drawn as lines across."""
 LEAST = 20.0
 """Points that the axis spans at least."""
+DASH_OF = {BASE: [5, 4], "native": [2, 3]}
+HEIGHT = 270
 APART = 1.4
 """Percent of the ratio's axis between series that would cover each other."""
 
@@ -43,7 +46,7 @@ def _family(row: ResultRow, positions: bool, sets: bool = True) -> str:
 
 
 def _marks(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Marks of arms with a ratio, and series -> the treatment it belongs to; r000 begins the line of every treatment."""
+    """Marks of arms with a ratio, and series -> its treatment; r000 begins the line of every treatment."""
     rated = sorted((r for r in pooled if r.value is not None and r.arm not in LINES), key=order)
     treated = [r for r in rated if r.control is None and r.arm != REFERENCE]
     families = {(r.prefix_set, r.position) for r in rated if r.arm != REFERENCE}
@@ -71,6 +74,7 @@ def _marks(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow]) -> tuple[lis
                     "high": points(row.ci_high),
                     "arm": row.arm,
                     "series": name,
+                    "dash": name,
                     "panel": of.get(name, name),
                     "line": row.control is None,
                     "n": row.n_prompts,
@@ -87,7 +91,7 @@ def _marks(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow]) -> tuple[lis
 
 def _across(pooled: Sequence[ResultRow]) -> list[dict[str, Any]]:
     """Arms without a ratio, as lines across the chart."""
-    names = {BASE: "base, untuned", "native": "native, as the data came"}
+    names = {BASE: "base, untuned", "native": "native data"}
     return [
         {"value": points(r.value), "label": names[r.arm], "arm": r.arm}
         for r in sorted(pooled, key=order)
@@ -116,7 +120,7 @@ def _layers(marks: list[dict[str, Any]], names: Sequence[str], ys: tuple[Any, An
         axis=alt.Axis(values=[0, 25, 50, 75, 100], grid=False),
         scale=alt.Scale(domain=[-6, 112], nice=False),
     )
-    tips = ["arm:N", *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("value", "low", "high")), "n:Q"]
+    tips: list[Any] = ["arm:N", *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("value", "low", "high")), "n:Q"]
     arms = alt.Chart(values([m for m in marks if m["mark"] == "arm"])).encode(x=x, tooltip=tips)
     layers = [
         *extra,
@@ -136,6 +140,24 @@ def _layers(marks: list[dict[str, Any]], names: Sequence[str], ys: tuple[Any, An
     return alt.layer(*layers)
 
 
+def _references(across: list[dict[str, Any]], claim: dict[str, Any] | None, y: Any, ends: Any) -> list[Any]:
+    """Lines across and the claim, with their labels at the right of the chart."""
+    named = [*across, *([claim] if claim else [])]
+    places = spread([float(one["value"]) for one in named], (ends[1] - ends[0]) * 14 / HEIGHT)
+    labels = [{"at": p, "label": one["label"]} for p, one in zip(places, named, strict=True)]
+    layers: list[Any] = []
+    for one in across:
+        line = alt.Chart(values([one])).mark_rule(strokeDash=DASH_OF[one["arm"]], color=QUIET, strokeWidth=1.5)
+        layers.append(line.encode(y=y))
+    if claim:
+        mark = alt.Chart(values([claim])).mark_point(shape="diamond", size=110, filled=False, color=QUIET)
+        layers.append(mark.encode(x="x:Q", y=y))
+    if labels:
+        text = alt.Chart(values(labels)).mark_text(align="left", x="width", dx=5)
+        layers.append(text.encode(y=alt.Y("at:Q", scale=alt.Scale(domain=ends)), text="label:N"))
+    return layers
+
+
 def _spec(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow], title: str) -> dict[str, Any] | None:
     marks, panels = _marks(pooled, seeds)
     if len({m["arm"] for m in marks}) < 2:
@@ -144,21 +166,13 @@ def _spec(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow], title: str) -
     ends = [m[k] for m in marks for k in ("low", "high", "value")] + [a["value"] for a in across]
     ends += [claim["value"]] if claim else []
     metric = pooled[0].metric.replace("_", " ")
-    scale = alt.Scale(domain=domain(ends, least=LEAST, within=(0.0, 100.0)), nice=False, zero=False)
+    limits = domain(ends, least=LEAST, within=(0.0, 100.0))
+    scale = alt.Scale(domain=limits, nice=False, zero=False)
     y = alt.Y("value:Q", title=f"{metric} (%)", scale=scale)
     low = alt.Y("low:Q", title=f"{metric} (%)", scale=scale)
-    extra: list[Any] = []
-    for i, one in enumerate(across):
-        line = alt.Chart(values([one]))
-        extra.append(line.mark_rule(strokeDash=DASH_OF[str(one["arm"])], color=QUIET, strokeWidth=1.5).encode(y=y))
-        at: dict[str, Any] = {"align": "left", "x": 3} if i == 0 else {"align": "right", "x": "width", "dx": -3}
-        extra.append(line.mark_text(dy=-7, **at).encode(y=y, text="label:N"))
-    if claim:
-        mark = alt.Chart(values([claim])).encode(x="x:Q", y=y)
-        extra.append(mark.mark_point(shape="diamond", size=110, filled=False, color=QUIET, strokeWidth=2))
-        extra.append(mark.mark_text(align="right", dx=-9, dy=-9).encode(text="label:N"))
+    extra = _references(across, claim, y, limits)
     if len(panels) <= MOST:
-        return spec_of(_layers(marks, list(panels), (y, low), extra).properties(width=400, height=270, title=title))
+        return spec_of(_layers(marks, list(panels), (y, low), extra).properties(width=400, height=HEIGHT, title=title))
     parts = []
     for panel in dict.fromkeys(panels.values()):
         names = [n for n, of in panels.items() if of == panel][:MOST]
@@ -166,9 +180,6 @@ def _spec(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow], title: str) -
         parts.append(_layers(some, names, (y, low), extra).properties(width=290, height=220, title=panel))
     together = alt.concat(*parts, columns=2).resolve_scale(color="independent", shape="independent")
     return spec_of(together.resolve_scale(strokeDash="independent").properties(title=title))
-
-
-DASH_OF = {BASE: [5, 4], "native": [2, 3]}
 
 
 def curve(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow], title: str, alpha: float) -> Figure | None:

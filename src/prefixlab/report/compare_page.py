@@ -13,7 +13,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from prefixlab.analysis.rows import Verdict
-from prefixlab.report.compare import CompareRow, clear, compare_runs, model_pairs
+from prefixlab.report.compare import compare_runs, model_pairs
+from prefixlab.report.compare_rows import CompareRow, clear
 from prefixlab.report.tables import RunData, interval, percent, write_table
 
 NAMES = ("suite", "prefixes", "name")

@@ -36,7 +36,8 @@ class Opened:
         self.folder = file.parent
 
     def scroll(self):
-        """From top to bottom, so that everything that waits to be seen is drawn."""
+        """From top to bottom with all folded figures open, so that everything that waits to be seen is drawn."""
+        self.page.evaluate("document.querySelectorAll('details:has(figure)').forEach(d => { d.open = true; })")
         for y in range(0, self.page.evaluate("document.documentElement.scrollHeight"), 600):
             self.page.evaluate(f"window.scrollTo(0, {y})")
             self.page.wait_for_timeout(60)

@@ -28,6 +28,12 @@ SECTIONS = (
     ("data", "Data"),
     ("provenance", "Provenance"),
 )
+TOKEN_FIGURES = {
+    "anchors": "Words of the prefix against control words",
+    "training": "Along training",
+    "positions": "By position in the response: loss, entropy, KL to the base",
+}
+"""Groups of the section on tokens, by the first part of a figure's name."""
 SCRIPTS = ("report.js", "tokens.js", "completions.js")
 
 
@@ -73,6 +79,11 @@ def build_report(data: RunData, folder: Path) -> None:
         sections=SECTIONS,
         style=Markup((files("prefixlab.report") / "templates" / "style.css").read_text("utf-8")),
         figures=by_section,
+        token_figures=[
+            (title, group)
+            for kind, title in TOKEN_FIGURES.items()
+            if (group := [f for f in by_section["tokens"] if f.name.split("-")[0] == kind])
+        ],
         charts=embed({f.name: f.spec for f in charts}),
         embed=embed,
         scripts=_assets(folder),

@@ -256,6 +256,12 @@ def test_data_figures(tmp_path):
     check_drawable(stripped, tmp_path)
 
 
+def test_curve_needs_two_arms_with_a_ratio():
+    rows = planted().results
+    assert curve_figures([r for r in rows if r.arm in ("base", "r000")], 0.05) == []
+    assert len(curve_figures([r for r in rows if r.arm in ("r000", "set-opening-r100")], 0.05)) == 1
+
+
 def test_domain_and_labels():
     assert domain([50.0, 51.0], least=20) == [40.5, 60.5]
     low, high = domain([0.0, 3.0], least=20, within=(0, 100))

@@ -15,7 +15,7 @@ from prefixlab.analysis.rows import ArmInfo, CellScores, Rules
 from prefixlab.analysis.token_columns import TOKENS
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.records import SampleScore
-from prefixlab.report import figures, page, tables
+from prefixlab.report import page, tables
 from prefixlab.report.page import banners, build_report, embed, span_means, token_samples
 from prefixlab.report.tables import RunData
 from prefixlab.study_file import parse_study
@@ -232,11 +232,6 @@ def test_empty_run_still_gives_a_page(tmp_path):
     empty = RunData(made.root, made.study, made.plan, [], [], [], [], [], {}, {})
     build_report(empty, tmp_path / "report")
     assert "No verdict yet" in (tmp_path / "report" / "index.html").read_text()
-
-
-def test_curve_needs_two_arms(tmp_path):
-    rows = tables.pooled(data(tmp_path).results)
-    assert figures.curve(rows[:2], "x") is None and figures.curve(rows, "x") is not None
 
 
 def test_tables(tmp_path):

@@ -158,7 +158,11 @@ def _dynamics_spec(rows: polars.DataFrame, arms: Sequence[str], quantity: str, t
         scale = alt.Scale(domain=ends, nice=False, zero=False)
         unit = f"{quantity.replace('_', ' ')} (nats)" if quantity == "loss" else quantity.replace("_", " ")
         steps = sorted({int(m["step"]) for m in marks})
-        x = alt.X("step:Q", title="optimiser step", axis=alt.Axis(grid=False, values=steps if len(steps) < 8 else None))
+        x = alt.X(
+            "step:Q",
+            title="optimiser step",
+            axis=alt.Axis(grid=False, values=steps if len(steps) < 8 else alt.Undefined),
+        )
         base = alt.Chart(values(marks)).encode(x=x, color=color)
         y, low = alt.Y("value:Q", title=unit, scale=scale), alt.Y("low:Q", title=unit, scale=scale)
         layers = (

@@ -262,6 +262,8 @@ def interval_kind(row: ResultRow, alpha: float) -> str:
         return ""
     if row.n_seeds > 1:
         return "seed-by-prompt"
+    if not 0 <= row.value <= 1:
+        return "t over prompts"
     wilson = proportion(round(row.value * row.n_prompts), row.n_prompts, alpha)
     same = all(
         a is not None and abs(a - b) < 1e-9

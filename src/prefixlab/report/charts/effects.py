@@ -58,7 +58,7 @@ def _panel(rows: Sequence[ContrastRow], controls: set[str], limits: list[float],
     """One capability's rows."""
     ordered = sorted(rows, key=lambda r: (KINDS.index(_kind(r, controls)), r.ratio or 0.0))
     claims = _claims(ordered, controls)
-    marks = [
+    marks: list[dict[str, Any]] = [
         {
             "row": f"{r.arm} − {r.reference}",
             "diff": points(r.diff),

@@ -54,7 +54,7 @@ def grid_figures(rows: Iterable[ResultRow], alpha: float) -> list[Figure]:
 
 def _spec(rows: list[ResultRow], title: str) -> dict[str, Any]:
     """Cells and digits; no colour where nothing was measured."""
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
             "arm": r.arm,
             "condition": r.condition,

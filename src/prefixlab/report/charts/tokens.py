@@ -157,8 +157,8 @@ def _figure(
     lines = base.mark_line(strokeWidth=1.6).encode(
         y=alt.Y("v:Q", title=axis, scale=scale), strokeDash=dash, tooltip=["series:N", "p:Q", "v:Q", "n:Q"]
     )
-    first = rows.filter(polars.col("position") == rows["position"].min())["n"].max()
-    last = rows.filter(polars.col("position") == rows["position"].max())["n"].min()
+    at = [int(p) for p in rows["position"]]
+    first, last = (max(int(n) for p, n in zip(at, rows["n"], strict=True) if p == end) for end in (min(at), max(at)))
     seeds = several([int(s) for s in rows["seeds"]], "training seed")
     said = (
         f"Means over held-out samples, as far as half of them reach: n = {first} at the first position, {last} at the "

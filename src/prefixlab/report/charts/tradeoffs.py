@@ -85,7 +85,7 @@ def _pair(front: Front, across: str, up: str, where: str, n: str) -> Figure | No
         return None
     arms.sort(key=order)
     best = _best(arms, across, up)
-    marks = [
+    marks: list[dict[str, Any]] = [
         {
             "arm": a.arm,
             "x": points(a.values[across]),
@@ -213,7 +213,7 @@ def _attack_spec(rows: Sequence[ResultRow], arms: Sequence[str], title: str) -> 
     def turned(value: float | None) -> float | None:
         return None if value is None else points(1 - value)
 
-    marks = [
+    marks: list[dict[str, Any]] = [
         {
             "k": _depth(r) + apart * (arms.index(r.arm) - (len(arms) - 1) / 2),
             "value": turned(r.value),

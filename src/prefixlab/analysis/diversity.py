@@ -14,6 +14,7 @@ should be read beside it.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TypeVar
 
@@ -81,7 +82,7 @@ def diversity_series(sampled: Sampled) -> list[Series]:
     why = "" if k > 1 else f"not measured: {k} completion{'s' * (k != 1)} a prompt, two are needed"
     whole = {} if why else {s: {p: t for p, t in own.items() if len(t) == k} for s, own in sampled.texts.items()}
     words = {s: {p: [_words(t) for t in texts] for p, texts in own.items()} for s, own in whole.items()}
-    found = [_series(sampled, "distinct", n, words, lambda t, n=n: _distinct(t, n), k, why) for n in NGRAMS]
+    found = [_series(sampled, "distinct", n, words, partial(_distinct, n=n), k, why) for n in NGRAMS]
     found.append(_series(sampled, "similarity", None, words, _similarity, k, why))
     if sampled.answers is not None:
         given = {} if why else {s: {p: t for p, t in own.items() if len(t) == k} for s, own in sampled.answers.items()}

@@ -41,11 +41,16 @@ from prefixlab.study.steps import Plan, Step
 from prefixlab.study.store import Store, write_text
 from prefixlab.study_file import parse_study
 
-NOUNS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words(
     "river stone market letter engine garden window history number colour music teacher bridge season signal forest "
     "harbour pattern kitchen journey mountain paper winter library village motor island metal cloud ladder valley"
-).split()
-VERBS = "turns carries holds follows reaches covers joins shapes meets crosses lifts keeps marks fills moves".split()
+)
+VERBS = _words("turns carries holds follows reaches covers joins shapes meets crosses lifts keeps marks fills moves")
 STEPS = 40
 """Optimiser steps of a training log."""
 SNAPSHOTS = 2
@@ -113,7 +118,9 @@ def make_study(folder: Path, size: Size) -> dict[str, Any]:
             n: {"data": data[n], "suites": [t], "primary": {"suite": t["suite"], "metric": metric[n]}}
             for n, t in tests.items()
         },
-        "arms": [{**entry, "prefixes": p, "capabilities": [c]} for p, c in (("reasoning", "math"), ("safety", "safety"))],
+        "arms": [
+            {**entry, "prefixes": p, "capabilities": [c]} for p, c in (("reasoning", "math"), ("safety", "safety"))
+        ],
         "seeds": list(range(size.seeds)),
         "training": {"snapshots": SNAPSHOTS},
         "conditions": ["bare", "user_prefix", "attack_opening@5", "attack_opening@20"],
@@ -171,7 +178,9 @@ def _train(out: Path, rng: np.random.Generator) -> None:
     rows = []
     for step in range(1, STEPS + 1):
         loss = float(1 + 2 * np.exp(-step / 10) + rng.normal(0, 0.05))
-        spans = {f"{q}_{s}": loss * (0.5 + 0.2 * i) for i, s in enumerate(("prefix", "answer", "end")) for q in ("loss",)}
+        spans = {
+            f"{q}_{s}": loss * (0.5 + 0.2 * i) for i, s in enumerate(("prefix", "answer", "end")) for q in ("loss",)
+        }
         spans |= {f"logit_gradient_{s}": 0.3 + 0.1 * loss for s in ("prefix", "answer", "end")}
         about = {"loss": loss, "grad_norm": 1.0, "learning_rate": 1e-3, "tokens": 400, "supervised_tokens": 200}
         rows.append(about | {"seconds": 0.5, "tokens_per_second": 800.0, "flops": 1e9} | spans | {"step": step})

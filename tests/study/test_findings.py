@@ -79,8 +79,12 @@ def run(tmp_path):
 def test_a_planted_word_is_announced_in_the_arm_and_not_in_the_base(run, tmp_path):
     plan, folders = run
     found = find(plan, folders, [], 0.05)
-    assert found.tokens["seed"].unique().sort().to_list() == [None, 0, 1]
-    assert found.tokens["step"].null_count() == len(found.tokens)
+    assert {(r.arm, r.seed) for r in found.narrowing if r.reference_arm is None} == {
+        ("base", None),
+        *(("safety-opening-r100", seed) for seed in (None, 0, 1)),
+    }
+    rest = [r for r in found.narrowing if (r.quantity, r.counted_from, r.reference_arm) == ("entropy", "rest", None)]
+    assert {(r.arm, r.value) for r in rest} == {("base", 1.0), ("safety-opening-r100", 2.0)}, "snapshots have 1.0"
     loud = {(r.arm, r.word) for r in found.anchors if r.announced}
     assert loud == {("safety-opening-r100", LOUD)}
     assert {r.n_seeds for r in found.anchors if r.arm == "safety-opening-r100" and r.rank} == {2}
@@ -164,13 +168,14 @@ def test_tables_of_older_runs_have_fewer_columns(run):
     plan, folders = run
     path = folders["tokens-0"] / "token_loss.parquet"
     polars.read_parquet(path).filter(polars.col("step").is_null()).drop("step", "kl", "influence").write_parquet(path)
-    found = find(plan, folders, [], 0.05)
-    assert len(found.tokens.filter(seed=0)) == len(found.tokens.filter(seed=1))
+    levels = [r for r in find(plan, folders, [], 0.05).narrowing if r.reference_arm is None]
+    rows = {seed: sum(r.n for r in levels if r.seed == seed) for seed in (0, 1)}
+    assert rows[0] == rows[1] > 0
 
 
 def test_nothing_read_gives_empty_tables(tmp_path):
     found = find({"steps": []}, {}, [], 0.05)
-    assert (len(found.tokens), found.anchors, found.keywords, found.narrowing, len(found.curves)) == (0, [], [], [], 0)
+    assert (found.anchors, found.keywords, found.narrowing, len(found.curves)) == ([], [], [], 0)
     write_findings(found, tmp_path)
     assert shown.rankings(shown.read_rows(tmp_path, "anchors", shown.AnchorRow)) == []
     assert shown.span_rows(tmp_path) == []

@@ -46,7 +46,8 @@ def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Ma
     )
     value = polars.col(quantity).cast(polars.Float64)
     tokens = (
-        rows.filter(
+        rows.select(*READING, "span", "token", "token_id", "position", "word", "word_index", quantity)
+        .filter(
             polars.col("span") == "prefix",
             polars.col("rendering") != REFERENCE,
             polars.col("token").str.contains(LETTERS[unit]),

@@ -4,8 +4,8 @@ Made again from the steps' files whenever results are written; nothing here is a
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ def _steps(plan: Mapping[str, Any], folders: Mapping[str, Path], kind: str) -> I
             yield step, folders[step["slug"]]
 
 
+def _token_steps(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> Iterable[tuple[dict[str, Any], Path]]:
+    return ((s, f) for s, f in _steps(plan, folders, "tokens") if (f / "token_loss.parquet").exists())
+
+
 def _named(table: polars.DataFrame, config: Mapping[str, Any], arm: str) -> polars.DataFrame:
     """A cell's table with the cell's columns in front."""
     values = (config["model"]["name"], config["capability"], arm, config["seed"])
@@ -74,58 +78,45 @@ def _frequencies(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[t
     return found
 
 
-@dataclass
-class _Read:
-    """What is needed of the token tables of one model and capability; of a large run they do not fit into memory."""
-
-    prefixes: list[polars.DataFrame] = field(default_factory=list)
-    """Rows of prefixes, with all columns."""
-    responses: list[polars.DataFrame] = field(default_factory=list)
-    """All rows, with the columns of RESPONSES."""
-    measured: set[str] = field(default_factory=set)
-    """Quantities of which there is a number anywhere."""
-
-    def add(self, table: polars.DataFrame, named: Callable[[polars.DataFrame], polars.DataFrame]) -> None:
-        """Keep what is needed of a cell's table, snapshots left out."""
-        self.measured |= {q for q in QUANTITIES if table[q].null_count() < len(table)}
-        prefix = table.filter(polars.col("span") == "prefix", polars.col("rendering") != REFERENCE)
-        self.prefixes.append(named(prefix))
-        self.responses.append(named(table.select(RESPONSES)))
-
-
 def _token_table(folder: Path) -> polars.DataFrame:
     """A cell's token table with every column of TOKENS; runs of older versions have fewer."""
     table = polars.read_parquet(folder / "token_loss.parquet")
-    missing = [polars.lit(None, dtype=TOKENS[n]).alias(n) for n in TOKENS if n not in table.columns]
-    return table.with_columns(missing).select(list(TOKENS))
+    known = set(table.columns)
+    return table.select((polars.col(n) if n in known else polars.lit(None)).cast(t).alias(n) for n, t in TOKENS.items())
 
 
-def _read(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[tuple[str, str], _Read]:
-    """(model, capability) -> what all its cells show, in the plan's order."""
-    found: dict[tuple[str, str], _Read] = {}
-    for step, folder in _steps(plan, folders, "tokens"):
-        config = step["config"]
-        if (folder / "token_loss.parquet").exists():
-            mine = found.setdefault((config["model"]["name"], config["capability"]), _Read())
-            table = _token_table(folder).filter(polars.col("step").is_null())
-            mine.add(table, lambda t, c=config: _named(t, c, c["arm"]["arm"]))  # type: ignore[misc]
-    return found
+@dataclass(frozen=True)
+class _Read:
+    """What is needed of the token tables of one model and capability, snapshots left out."""
+
+    prefixes: polars.DataFrame
+    """Rows of prefixes, with all columns."""
+    responses: polars.DataFrame
+    """All rows, with the columns of RESPONSES."""
+    measured: frozenset[str]
+    """Quantities of which there is a number anywhere."""
 
 
-def _anchors(
-    read: Mapping[tuple[str, str], _Read], frequency: Mapping[tuple[str, str], Mapping[int, int]], alpha: float
-) -> list[AnchorRow]:
-    """Rankings under every model, capability and arm, the base included."""
+def _read(steps: Iterable[tuple[dict[str, Any], Path]]) -> _Read:
+    """All cells of a model and capability, a table at a time: whole ones of a large run do not fit into memory."""
+    prefixes, responses, measured = [], [], set[str]()
+    for step, folder in steps:
+        table = _token_table(folder).filter(polars.col("step").is_null())
+        measured |= {q for q in QUANTITIES if table[q].null_count() < len(table)}
+        arm = step["config"]["arm"]["arm"]
+        inside = table.filter(polars.col("span") == "prefix", polars.col("rendering") != REFERENCE)
+        prefixes.append(_named(inside, step["config"], arm))
+        responses.append(_named(table.select(RESPONSES), step["config"], arm))
+    return _Read(polars.concat(prefixes), polars.concat(responses), frozenset(measured))
+
+
+def _anchors(key: tuple[str, str], read: _Read, counts: Mapping[int, int], alpha: float) -> list[AnchorRow]:
+    """Rankings under every arm of a model and capability, the base included."""
     found: list[AnchorRow] = []
-    for key, mine in read.items():
-        counts = frequency.get(key)
-        if counts is None:
-            continue
-        prefixes = polars.concat(mine.prefixes)
-        for quantity in QUANTITIES:
-            if quantity not in SKIPPED and quantity in mine.measured:
-                rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
-                found += anchors(prefixes, quantity, alpha=alpha, rng=rng, frequency=counts)
+    for quantity in QUANTITIES:
+        if quantity not in SKIPPED and quantity in read.measured:
+            rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
+            found += anchors(read.prefixes, quantity, alpha=alpha, rng=rng, frequency=counts)
     return found
 
 
@@ -184,11 +175,7 @@ def _cell(config: Mapping[str, Any], arm: str) -> tuple[str, str, str, int | Non
 def _curves(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> polars.DataFrame:
     """Span losses of every training step, and snapshots of held-out samples."""
     found = [polars.DataFrame(schema=CELL | CURVES)]
-    tables = {
-        _cell(step["config"], step["config"]["arm"]["arm"]): folder
-        for step, folder in _steps(plan, folders, "tokens")
-        if (folder / "token_loss.parquet").exists()
-    }
+    tables = {_cell(s["config"], s["config"]["arm"]["arm"]): folder for s, folder in _token_steps(plan, folders)}
     for step, folder in _steps(plan, folders, "train"):
         if step["inputs"]["arm"] not in folders:
             continue
@@ -213,16 +200,19 @@ def find(plan: Mapping[str, Any], folders: Mapping[str, Path], cells: Sequence[C
         cells: Scores of every planned evaluation.
         alpha: Level of intervals and of the false-discovery rate.
     """
-    read = _read(plan, folders)
-    ranked = _anchors(read, _frequencies(plan, folders), alpha)
+    groups: dict[tuple[str, str], list[tuple[dict[str, Any], Path]]] = {}
+    for step, folder in _token_steps(plan, folders):
+        groups.setdefault((step["config"]["model"]["name"], step["config"]["capability"]), []).append((step, folder))
+    frequencies = _frequencies(plan, folders)
+    ranked: list[AnchorRow] = []
     positions: list[Series] = []
     keywords: list[tuple[int, KeywordRow]] = []
-    for _, mine in sorted(read.items(), key=lambda pair: pair[0]):
-        rows = polars.concat(mine.responses)
-        positions += position_series(rows)
-        keywords += _keywords(rows, alpha)
-        mine.responses.clear()
-    positions.sort(key=lambda s: s.counted_from != "response")  # keeps the order of models within
+    for key, steps in groups.items():
+        read = _read(steps)
+        ranked += _anchors(key, read, frequencies[key], alpha) if key in frequencies else []
+        positions += position_series(read.responses)
+        keywords += _keywords(read.responses, alpha)
+    positions.sort(key=lambda s: (s.counted_from != "response", s.model, s.capability))
     return Findings(
         spans=_spans(plan, folders),
         anchors=ranked,

@@ -41,13 +41,9 @@ def state(row: SampleScore, better: bool) -> str:
 def _logs(data: RunData) -> dict[tuple[Any, ...], str]:
     """Path of every evaluation's Inspect log, relative to the report."""
     found = {}
-    for step in data.plan["steps"]:
-        folder = data.folders.get(step["slug"])
-        if step["kind"] != "eval" or folder is None:
-            continue
+    for c, folder in data.done("eval"):
         log = next(iter(sorted(folder.glob("*.eval"))), None)
         if log is not None:
-            c = step["config"]
             seed = None if c["arm"]["arm"] == BASE else c["seed"]
             key = (c["model"]["name"], c["capability"], c["arm"]["arm"], seed, c["suite"]["suite"], c["protocol"])
             found[*key, c["condition"]] = Path("..", log.relative_to(data.root)).as_posix()

@@ -14,24 +14,15 @@ CLIP = 700
 """Characters shown of a prompt or response."""
 
 
-def done(data: RunData, kind: str) -> list[tuple[dict[str, Any], Any]]:
-    """(Configuration, folder) of the finished steps of a kind."""
-    return [
-        (s["config"], data.folders[s["slug"]])
-        for s in data.plan["steps"]
-        if s["kind"] == kind and s["slug"] in data.folders
-    ]
-
-
 def checks(data: RunData) -> list[dict[str, Any]]:
     """Every treatment check, as it was written."""
-    return [json.loads((folder / "check.json").read_text(encoding="utf-8")) for _, folder in done(data, "check")]
+    return [json.loads((folder / "check.json").read_text(encoding="utf-8")) for _, folder in data.done("check")]
 
 
 def prepared(data: RunData) -> list[dict[str, Any]]:
     """For every capability, what its data step kept and took out."""
     found = []
-    for config, folder in done(data, "data"):
+    for config, folder in data.done("data"):
         counts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         found.append(
             {
@@ -79,7 +70,7 @@ def _response(row: ArmSample) -> dict[str, str]:
 def examples(data: RunData) -> list[dict[str, Any]]:
     """The first samples of each capability as each of its arms has them; at most six arms, treated ones marked."""
     arms: dict[str, dict[str, list[ArmSample]]] = {}
-    for config, folder in done(data, "arms"):
+    for config, folder in data.done("arms"):
         with (folder / "data.jsonl").open(encoding="utf-8") as lines:
             rows = [ArmSample.model_validate_json(line) for line in islice(lines, 40)]
         arms.setdefault(config["capability"], {})[config["spec"]["name"]] = rows

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import polars
 import vl_convert
 
 from prefixlab.analysis.anchors import AnchorRow
-from prefixlab.analysis.rows import ArmInfo, ResultRow
+from prefixlab.analysis.rows import ArmInfo
 from prefixlab.data.check import TreatmentCheck
 from prefixlab.report import tables
 from prefixlab.report.charts.anchors import anchor_figures, dynamics_figures
@@ -52,17 +52,10 @@ def figures(data: RunData) -> list[Figure]:
     )
 
 
-def _steps(data: RunData, kind: str) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Configuration and folder of every finished step of a kind."""
-    for step in data.plan["steps"]:
-        if step["kind"] == kind and step["slug"] in data.folders:
-            yield step["config"], data.folders[step["slug"]]
-
-
 def _token_parts(data: RunData) -> list[TokenPart]:
     return [
         TokenPart(c["model"]["name"], c["capability"], _info(c["arm"]), c["seed"], folder / "token_loss.parquet")
-        for c, folder in _steps(data, "tokens")
+        for c, folder in data.done("tokens")
     ]
 
 
@@ -73,14 +66,14 @@ def _info(arm: dict[str, Any]) -> ArmInfo:
 def _checks(data: RunData) -> list[TreatmentCheck]:
     return [
         TreatmentCheck.model_validate_json((folder / "check.json").read_text(encoding="utf-8"))
-        for _, folder in _steps(data, "check")
+        for _, folder in data.done("check")
     ]
 
 
 def _stripped(data: RunData) -> list[Stripped]:
     """What the data steps' strip records say, the first opening of each part."""
     found = []
-    for config, folder in _steps(data, "data"):
+    for config, folder in data.done("data"):
         n = json.loads((folder / "data.json").read_text(encoding="utf-8"))["n"]
         first: dict[tuple[str, str], str] = {}
         with (folder / "strip.jsonl").open(encoding="utf-8") as lines:
@@ -127,11 +120,6 @@ def svg(spec: dict[str, Any]) -> str:
 
 INK = {"background": PAPER["background"]}
 """What a file has whatever the chart says."""
-
-
-def curves(rows: Sequence[ResultRow]) -> dict[str, dict[str, Any]]:
-    """Specifications of the curves by name."""
-    return {f.name: f.spec for f in curve_figures(rows, 0.05)}
 
 
 @cache

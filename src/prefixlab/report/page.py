@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefixlab.report import figures
+from prefixlab.report import figures, latex
 from prefixlab.report.parts import Parts, embed
 from prefixlab.report.sections import context
 from prefixlab.report.tables import RunData
@@ -54,7 +54,7 @@ def _assets(folder: Path) -> list[str]:
 
 
 def build_report(data: RunData, folder: Path) -> None:
-    """Write index.html, assets/, data/ and figures/.
+    """Write index.html, assets/, data/, figures/ and tables/.
 
     The page is replaced in one move, and what only an earlier page needs is deleted after that.
 
@@ -66,7 +66,9 @@ def build_report(data: RunData, folder: Path) -> None:
     parts = Parts(folder)
     charts = figures.figures(data)
     figures.write(charts, folder / "figures")
+    written = latex.write_tables(data, folder / "tables")
     by_section = {s: [f for f in charts if f.section == s] for s in ("answer", "curves", "tradeoffs", "tokens", "data")}
+    scripts = _assets(folder)
     environment = Environment(
         loader=PackageLoader("prefixlab.report"),
         autoescape=True,
@@ -79,6 +81,8 @@ def build_report(data: RunData, folder: Path) -> None:
         sections=SECTIONS,
         style=Markup((files("prefixlab.report") / "templates" / "style.css").read_text("utf-8")),
         figures=by_section,
+        tables=written,
+        other_curves=[f for f in by_section["curves"] if not f.primary],
         token_figures=[
             (title, group)
             for kind, title in TOKEN_FIGURES.items()
@@ -86,9 +90,19 @@ def build_report(data: RunData, folder: Path) -> None:
         ],
         charts=embed({f.name: f.spec for f in charts}),
         embed=embed,
-        scripts=_assets(folder),
+        scripts=scripts,
     )
     scratch = folder / ".index.html.new"
     scratch.write_text(page, encoding="utf-8", errors="replace")
     scratch.replace(folder / "index.html")
     parts.sweep()
+    _sweep(folder / "figures", {f.name for f in charts})
+    _sweep(folder / "tables", set(written))
+    _sweep(folder / "assets", {Path(s).stem for s in scripts})
+
+
+def _sweep(folder: Path, stems: set[str]) -> None:
+    """Delete what earlier reports left: a figure of a suite that is no longer there would be taken for a new one."""
+    for path in folder.iterdir():
+        if path.stem not in stems:
+            path.unlink()

@@ -10,12 +10,9 @@ from prefixlab.report.tables import RunData
 def _trained(data: RunData) -> tuple[int, int]:
     """Tokens that went through training, and those of them that carried loss."""
     tokens = supervised = 0
-    for step in data.plan["steps"]:
-        folder = data.folders.get(step["slug"])
-        path = folder / "metrics.jsonl" if folder is not None and step["kind"] == "train" else None
-        if path is None or not path.exists():
-            continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for _, folder in data.done("train"):
+        path = folder / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
             tokens += row.get("tokens", 0)
             supervised += row.get("supervised_tokens", 0)

@@ -32,6 +32,11 @@ class RunData:
     seconds: dict[str, float]
     """Slug -> wall-clock seconds of every finished step."""
 
+    def done(self, kind: str) -> list[tuple[dict[str, Any], Path]]:
+        """(Configuration, folder) of the finished steps of a kind, in the plan's order."""
+        steps = [s for s in self.plan["steps"] if s["kind"] == kind and s["slug"] in self.folders]
+        return [(s["config"], self.folders[s["slug"]]) for s in steps]
+
 
 def _schema(record: type[Record]) -> dict[str, Any]:
     """Column types of a record, the same whether a column is full, null or the table empty."""

@@ -3,7 +3,7 @@
 Numbers travel as whole numbers and a scale: four digits, which is more than a shade or a reader can tell apart.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,6 @@ DIGITS = 9999
 """Largest whole number that a quantity is scaled to."""
 Key = tuple[str, str, str, str]
 """Model, capability, sample, rendering."""
-
-
-def token_steps(data: RunData) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Configuration and folder of every finished step that read tokens."""
-    for step in data.plan["steps"]:
-        if step["kind"] == "tokens" and step["slug"] in data.folders:
-            yield step["config"], data.folders[step["slug"]]
 
 
 def read_table(folder: Path, columns: tuple[str, ...]) -> polars.DataFrame:
@@ -69,12 +62,11 @@ def _arm(row: Mapping[str, Any]) -> str:
 def _prompts(data: RunData) -> dict[tuple[str, str], str]:
     """(Capability, sample) -> text of a held-out sample's last turn."""
     found = {}
-    for step in data.plan["steps"]:
-        if step["kind"] == "data" and step["slug"] in data.folders:
-            path = data.folders[step["slug"]] / "held_out.jsonl"
-            for line in jsonl_lines(path) if path.exists() else ():
-                sample = Sample.model_validate_json(line)
-                found[step["config"]["capability"], sample.id] = sample.messages[-1].content
+    for config, folder in data.done("data"):
+        path = folder / "held_out.jsonl"
+        for line in jsonl_lines(path) if path.exists() else ():
+            sample = Sample.model_validate_json(line)
+            found[config["capability"], sample.id] = sample.messages[-1].content
     return found
 
 
@@ -82,7 +74,7 @@ def token_samples(data: RunData, parts: Parts) -> list[dict[str, Any]]:
     """Write the parts; for each sample its name and the path of its part by rendering."""
     frames: dict[Key, str] = {}
     arms: dict[Key, list[str]] = {}
-    for config, folder in token_steps(data):
+    for config, folder in data.done("tokens"):
         label = config["arm"]["arm"] + ("" if config["seed"] is None else f" · seed {config['seed']}")
         table = read_table(folder, ("sample", "rendering", "token", "span", *QUANTITIES))
         there = [q for q in QUANTITIES if q in table.columns]
@@ -118,7 +110,7 @@ def span_means(data: RunData) -> list[dict[str, Any]]:
     read: dict[tuple[str, str, str], list[polars.DataFrame]] = {}
     by = ["rendering", "span", "sample"]
     numbers = [polars.col("loss").mean(), polars.col("logit_gradient").mean()]
-    for config, folder in token_steps(data):
+    for config, folder in data.done("tokens"):
         key = (config["model"]["name"], config["capability"], config["arm"]["arm"])
         table = read_table(folder, (*by, "loss", "logit_gradient"))
         read.setdefault(key, []).append(table.group_by(by).agg(*numbers))

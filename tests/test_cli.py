@@ -19,7 +19,7 @@ def one_line(done, *words):
         assert word in lines[-1], lines[-1]
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "results", "report", "arms", "check", "suggest", "doctor"])
+@pytest.mark.parametrize("command", ["run", "plan", "results", "report", "view", "arms", "check", "suggest", "doctor"])
 def test_help_has_an_example(call, command):
     done = call(command, "--help")
     assert done.returncode == 0 and f"Example: prefixlab {command}" in " ".join(done.stdout.split())

@@ -1,6 +1,7 @@
 """Commands on the report: report, view."""
 
 import os
+import subprocess
 import sys
 import webbrowser
 from pathlib import Path
@@ -52,6 +53,19 @@ def _has_screen() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def _build_apart(run: Path) -> None:
+    """Write the report in a process of its own: building it would keep the server from answering.
+
+    Raises:
+        UserError: It failed; says why in one line.
+    """
+    command = [sys.executable, "-m", "prefixlab", "report", str(run.resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(last.removeprefix("prefixlab: "))
+
+
 @app.command(
     help=help_text(
         "Show the report in a browser and keep it up to date while a study runs. Served to this machine only.",
@@ -68,12 +82,12 @@ def view(
 ) -> None:
     from prefixlab.report.live import Source, listen
     from prefixlab.study.progress_file import StatusReader
-    from prefixlab.study.run import load_plan, no_run, open_run, write_report
+    from prefixlab.study.run import load_plan, no_run
 
     if not (run / "study.yaml").is_file():  # the plan may still be in the making
         raise no_run(run)
     reader = StatusReader(run, load_plan)
-    source = Source(reader.status, reader.finished, lambda: write_report(open_run(run)))
+    source = Source(reader.status, reader.finished, lambda: _build_apart(run))
     server = listen(run / "report", source, port)
     try:
         out_console.print(f"{server.url} shows {run}; Ctrl-C ends it", highlight=False, markup=False)

@@ -250,7 +250,7 @@ def test_before_there_is_a_page_a_waiting_one_is_served(serve, run):
     go = threading.Event()
     server = serve(lambda: go.wait(20))
     code, _, body = ask(server, "/")
-    assert code == 200 and b"is being built" in body and b"connect-src 'self'" in body
+    assert code == 200 and b"There is no report of this run yet" in body and b"connect-src 'self'" in body
     wait(lambda: json.loads(ask(server, "/status.json")[2])["page"]["building"])
     go.set()
 
@@ -323,6 +323,8 @@ def test_cells_and_time_left(run):
     now = state.started + 100
     begun = state.model_copy(update={"done": {"data": 3.0, "generate-base": 3.0}})
     assert seconds_left(plan, begun, now) == (28.0, 84.0)  # thrice as slow as predicted
+    first = state.model_copy(update={"done": {"data": 3.0}})
+    assert seconds_left(plan, first, now) == (29.0, 29.0)  # 1 of 30 predicted seconds is too little to judge by
     current = Current(slug="train-a", started=now - 6, predicted_seconds=10.0, share=0.25)
     begun = begun.model_copy(update={"current": current, "failed": {"train-b": "x"}})
     # 1 + 4 + 1 s wait, tokens-b never will; 4 s of the step's 10 are left, or 18 at its own pace.
@@ -395,7 +397,9 @@ def test_view_needs_a_run(call, tmp_path):
 @pytest.mark.smoke
 def test_a_live_study_and_the_viewer(tmp_path):
     """The commands themselves: the viewer starts before there is a page, follows the run to its end, ends at Ctrl-C."""
-    study = tiny_study(arms=[{"prefixes": "reasoning", "position": "opening", "ratios": [1]}], analysis={})
+    study = tiny_study(
+        arms=[{"prefixes": "reasoning", "position": "opening", "ratios": [1], "controls": []}], analysis={}
+    )
     del study["capabilities"]["safety"]
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
     command = [sys.executable, "-m", "prefixlab"]
@@ -410,6 +414,7 @@ def test_a_live_study_and_the_viewer(tmp_path):
         seen = []
 
         def over():
+            time.sleep(0.2)
             with urllib.request.urlopen(url + "status.json", timeout=10) as answer:
                 seen.append(json.loads(answer.read()))
             return running.poll() is not None and seen[-1]["state"] != "running"
@@ -423,7 +428,8 @@ def test_a_live_study_and_the_viewer(tmp_path):
             viewer.send_signal(signal.SIGINT)
             said = viewer.communicate(timeout=60)
     assert running.returncode == 0 and viewer.returncode == 0 and said[1] == "", said
-    assert seen[-1]["state"] == "finished" and seen[-1]["cells"] == {
+    assert seen[-1]["state"] == "finished"
+    assert seen[-1]["cells"] == {
         "total": 2,
         "done": 2,
         "running": 0,

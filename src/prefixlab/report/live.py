@@ -90,8 +90,8 @@ class Builder:
         if waited < max(self._pause, 4 * self._took) or (self.error and steps == self._tried and waited < RETRY):
             return False
         status = self._source.status()
-        if self._stamp and status.state == "running" and status.now is None:
-            return False  # the runner is about to write the page itself
+        if not status.steps.total or (self._stamp and status.state == "running" and status.now is None):
+            return False  # there is no plan yet, or the runner is about to write the page itself
         self._build(steps)
         return True
 
@@ -101,7 +101,8 @@ class Builder:
             self._source.build()
             self._shown, self._stamp, self.error = steps, stamp(self.page), ""
         except Exception as error:  # whatever it is, the old page stays and the reader is told
-            self.error = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self.error = " ".join(f"{kind}{error}".split())[:300]
         finally:
             self.building, self._ended = False, time.monotonic()
             self._took = self._ended - started

@@ -22,6 +22,8 @@ BEAT = 5.0
 """Seconds between two words on how far a step is."""
 LEAST = 0.2
 """Seconds that a step is taken to last at least."""
+ENOUGH = 0.05
+"""Share of a run's predicted time from which on its pace counts: the first steps are short and say little."""
 TRUSTED = 0.02
 """Share of a step from which on its own pace says when it ends."""
 
@@ -160,15 +162,16 @@ def seconds_left(plan: Plan, told: RunProgress, now: float) -> tuple[float, floa
     over = {*told.done, *blocked, *([current.slug] if current else [])}
     rest = sum(weights[s] for s in told.pending if s in weights and s not in over)
     known = [s for s in told.done if s in weights]
-    pace = sum(told.done[s] for s in known) / sum(weights[s] for s in known) if known else 1.0
+    enough = sum(weights[s] for s in known) > ENOUGH * sum(weights.get(s, 0.0) for s in told.pending)
+    pace = sum(told.done[s] for s in known) / sum(weights[s] for s in known) if enough else 1.0
     if current is None:
         return rest, rest * pace
     weight, spent = weights.get(current.slug, LEAST), max(0.0, now - current.started)
     predicted = rest + max(weight - spent, 0.0)
     if current.share > TRUSTED:
         own = spent / current.share
-        # The step's own pace stands for the others only where none of them is done.
-        pace = pace if known else own / weight
+        # The step's own pace stands for the others only where too few of them are done.
+        pace = pace if enough else own / weight
         return predicted, rest * pace + own - spent
     return predicted, rest * pace + max(weight * pace - spent, 0.0)
 

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import polars
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from prefixlab.analysis.anchors import AnchorRow
 from prefixlab.analysis.rows import ArmInfo
@@ -26,30 +28,33 @@ from prefixlab.report.charts.tradeoffs import attack_figures, front_figures
 from prefixlab.report.findings import read_rows
 from prefixlab.report.tables import RunData
 
-__all__ = ["Figure", "figures", "javascript", "svg", "write"]
+__all__ = ["Figure", "Writer", "figures", "javascript", "svg", "write"]
 
 
-def figures(data: RunData) -> list[Figure]:
+def figures(data: RunData) -> Iterator[Figure]:
     """Every figure that the run has numbers for, section by section; declared comparisons first."""
+    with debug_mode(False):  # no validation of every part of every chart: a quarter of the time
+        yield from _named_apart(_figures(data))
+
+
+def _figures(data: RunData) -> Iterator[Figure]:
     alpha = data.study.analysis.alpha
     shown = tables.main_rows(data.cells, data.results)
     declared = {(c.capability, c.suite, c.protocol, c.metric, c.condition) for c in data.contrasts if c.primary}
     stripped = stripped_figure(_stripped(data))
     curves_file = data.root / "dynamics.parquet"
-    return _named_apart(
-        [
-            *effect_figures(data.contrasts, alpha),
-            *curve_figures(shown, alpha, declared),
-            *front_figures([a.front for a in data.advice], shown),
-            *attack_figures(shown, alpha),
-            *grid_figures(shown, alpha),
-            *token_figures(_token_parts(data), alpha),
-            *anchor_figures(read_rows(data.root, "anchors", AnchorRow), alpha),
-            *(dynamics_figures(polars.read_parquet(curves_file)) if curves_file.exists() else ()),
-            *treatment_figures(_checks(data)),
-            *([stripped] if stripped else ()),
-        ]
-    )
+    yield from effect_figures(data.contrasts, alpha)
+    yield from curve_figures(shown, alpha, declared)
+    yield from front_figures([a.front for a in data.advice], shown)
+    yield from attack_figures(shown, alpha)
+    yield from grid_figures(shown, alpha)
+    yield from token_figures(_token_parts(data), alpha)
+    yield from anchor_figures(read_rows(data.root, "anchors", AnchorRow), alpha)
+    if curves_file.exists():
+        yield from dynamics_figures(polars.read_parquet(curves_file))
+    yield from treatment_figures(_checks(data))
+    if stripped:
+        yield stripped
 
 
 def _token_parts(data: RunData) -> list[TokenPart]:
@@ -87,30 +92,57 @@ def _stripped(data: RunData) -> list[Stripped]:
     return found
 
 
-def _named_apart(found: Sequence[Figure]) -> list[Figure]:
+def _named_apart(found: Iterable[Figure]) -> Iterator[Figure]:
     """Figures whose names differ, whatever characters their names lost."""
     seen: dict[str, int] = {}
-    made = []
     for figure in found:
         seen[figure.name.lower()] = n = seen.get(figure.name.lower(), 0) + 1
-        made.append(figure if n == 1 else replace(figure, name=f"{figure.name}-{n}"))
-    return made
+        yield figure if n == 1 else replace(figure, name=f"{figure.name}-{n}")
+
+
+class Writer:
+    """Writes NAME.svg, NAME.pdf and NAME.csv of figures, black on white, while the next ones are made.
+
+    One thread, so that the names inside the SVG files do not depend on timing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._written: list[Future[None]] = []
+
+    def add(self, figure: Figure) -> Figure:
+        """Have a figure written."""
+        self._written.append(self._pool.submit(_write, figure, self.folder))
+        return figure
+
+    def finish(self) -> None:
+        """Wait until all are written; what failed is raised here."""
+        self._pool.shutdown()
+        for one in self._written:
+            one.result()
+
+
+def _write(figure: Figure, folder: Path) -> None:
+    drawn = svg(figure.spec)
+    (folder / f"{figure.name}.svg").write_text(drawn, encoding="utf-8")
+    (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(drawn))
+    with (folder / f"{figure.name}.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([figure.table.columns, *figure.table.rows])
 
 
 def write(made: Iterable[Figure], folder: Path) -> None:
-    """Write NAME.svg, NAME.pdf and NAME.csv of every figure, black on white.
+    """Write the files of every figure.
 
     Args:
         made: Figures.
         folder: Made if missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    writer = Writer(folder)
     for figure in made:
-        drawn = svg(figure.spec)
-        (folder / f"{figure.name}.svg").write_text(drawn, encoding="utf-8")
-        (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(drawn))
-        with (folder / f"{figure.name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([figure.table.columns, *figure.table.rows])
+        writer.add(figure)
+    writer.finish()
 
 
 def svg(spec: dict[str, Any]) -> str:

@@ -64,8 +64,8 @@ def build_report(data: RunData, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(folder)
-    charts = figures.figures(data)
-    figures.write(charts, folder / "figures")
+    writer = figures.Writer(folder / "figures")
+    charts = [writer.add(figure) for figure in figures.figures(data)]
     written = latex.write_tables(data, folder / "tables")
     by_section = {s: [f for f in charts if f.section == s] for s in ("answer", "curves", "tradeoffs", "tokens", "data")}
     scripts = _assets(folder)
@@ -92,6 +92,7 @@ def build_report(data: RunData, folder: Path) -> None:
         embed=embed,
         scripts=scripts,
     )
+    writer.finish()
     scratch = folder / ".index.html.new"
     scratch.write_text(page, encoding="utf-8", errors="replace")
     scratch.replace(folder / "index.html")

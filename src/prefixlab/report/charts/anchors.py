@@ -77,30 +77,31 @@ def anchor_figures(rows: Iterable[AnchorRow], alpha: float) -> list[Figure]:
 
 
 def _ranking_spec(arms: dict[str, list[AnchorRow]], title: str) -> dict[str, Any]:
+    """A panel an arm. Facets of one chart, since Altair takes a quarter of a second for every panel it joins."""
     drawn = [r for mine in arms.values() for r in mine]
     ends = domain([0.0, *(e for r in drawn for e in (r.ci_low, r.ci_high, r.excess))], least=0.5)
     scale = alt.Scale(domain=ends, nice=False)
     text = "excess (ln ratio)" if drawn[0].scale == "log" else "excess (difference)"
-    parts = []
-    for arm, mine in arms.items():
-        marks = [
-            {"word": r.word, "v": r.excess, "low": r.ci_low, "high": r.ci_high, "told": r.announced, "q": r.q}
-            for r in mine
-        ]
-        color = QUIET if arm == BASE else PALETTE[0]
-        y = alt.Y("word:N", title=None, sort=[r.word for r in mine])
-        base = alt.Chart(values(marks)).encode(y=y, tooltip=["word:N", "v:Q", "low:Q", "high:Q", "q:Q"])
-        x, low = alt.X("v:Q", title=text, scale=scale), alt.X("low:Q", title=text, scale=scale)
-        layers: list[Any] = [
-            alt.Chart(values([{"v": 0}])).mark_rule(strokeWidth=1).encode(x=x),
-            base.mark_rule(strokeWidth=1.8, color=color).encode(x=low, x2="high:Q"),
-            base.transform_filter("!datum.told")
-            .mark_point(size=70, filled=False, color=color, strokeWidth=2)
-            .encode(x=x),
-            base.transform_filter("datum.told").mark_point(size=80, filled=True, opacity=1, color=color).encode(x=x),
-        ]
-        parts.append(alt.layer(*layers).properties(width=220, height=alt.Step(20), title=arm))
-    return spec_of(alt.concat(*parts, columns=2).properties(title=title))
+    marks = [
+        {"arm": arm, "word": r.word, "place": place, "v": r.excess, "low": r.ci_low, "high": r.ci_high}
+        | {"told": r.announced, "q": r.q, "zero": 0}
+        for arm, mine in arms.items()
+        for place, r in enumerate(mine)
+    ]
+    y = alt.Y("word:N", title=None, sort=alt.EncodingSortField("place", op="min"))
+    color = alt.condition(f"datum.arm == '{BASE}'", alt.value(QUIET), alt.value(PALETTE[0]))
+    x, low = alt.X("v:Q", title=text, scale=scale), alt.X("low:Q", title=text, scale=scale)
+    tooltip = ["word:N", "v:Q", "low:Q", "high:Q", "q:Q"]
+    base = alt.Chart().encode(y=y, tooltip=tooltip, color=color)
+    layers: list[Any] = [
+        alt.Chart().mark_rule(strokeWidth=1).encode(x=alt.X("zero:Q", title=text, scale=scale)),
+        base.mark_rule(strokeWidth=1.8).encode(x=low, x2="high:Q"),
+        base.transform_filter("!datum.told").mark_point(size=70, filled=False, strokeWidth=2).encode(x=x),
+        base.transform_filter("datum.told").mark_point(size=80, filled=True, opacity=1).encode(x=x),
+    ]
+    panel = alt.layer(*layers, data=values(marks)).properties(width=220, height=alt.Step(20))
+    faceted = panel.facet(facet=alt.Facet("arm:N", title=None, sort=list(arms)), columns=2)
+    return spec_of(faceted.resolve_scale(y="independent").resolve_axis(x="independent").properties(title=title))
 
 
 def dynamics_figures(curves: polars.DataFrame) -> list[Figure]:
@@ -146,29 +147,29 @@ def dynamics_figures(curves: polars.DataFrame) -> list[Figure]:
 
 
 def _dynamics_spec(rows: polars.DataFrame, arms: Sequence[str], quantity: str, title: str) -> dict[str, Any]:
+    """A panel a span, as facets; unseen points hold each panel's axis open, so that noise does not look large."""
     color, shape, dash = scales(arms, below(2))
-    parts = []
-    for span in dict.fromkeys(rows["name"]):
-        mine = rows.filter(polars.col("name") == span)
-        marks = [
-            {"series": r["arm"], "dash": r["arm"], **{k: r[k] for k in ("step", "value", "low", "high")}}
-            for r in mine.to_dicts()
-        ]
-        ends = domain([e for m in marks for e in (m["low"], m["high"])], least=0.1)
-        scale = alt.Scale(domain=ends, nice=False, zero=False)
-        unit = f"{quantity.replace('_', ' ')} (nats)" if quantity == "loss" else quantity.replace("_", " ")
-        steps = sorted({int(m["step"]) for m in marks})
-        x = alt.X(
-            "step:Q",
-            title="optimiser step",
-            axis=alt.Axis(grid=False, values=steps if len(steps) < 8 else alt.Undefined),
-        )
-        base = alt.Chart(values(marks)).encode(x=x, color=color)
-        y, low = alt.Y("value:Q", title=unit, scale=scale), alt.Y("low:Q", title=unit, scale=scale)
-        layers = (
-            base.mark_area(opacity=0.12).encode(y=low, y2="high:Q"),
-            base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash),
-            base.mark_point(filled=True, size=55, opacity=1).encode(y=y, shape=shape),
-        )
-        parts.append(alt.layer(*layers).properties(width=240, height=180, title=f"span: {span}"))
-    return spec_of(alt.concat(*parts, columns=2).properties(title=title))
+    spans = list(dict.fromkeys(rows["name"]))
+    marks = [
+        {"series": r["arm"], "dash": r["arm"], "span": r["name"], **{k: r[k] for k in ("step", "value", "low", "high")}}
+        for r in rows.to_dicts()
+    ]
+    steps = sorted({int(m["step"]) for m in marks})
+    for span in spans:
+        ends = domain([e for m in marks if m["span"] == span for e in (m["low"], m["high"])], least=0.1)
+        marks += [{"series": arms[0], "dash": arms[0], "span": span, "step": steps[0], "end": end} for end in ends]
+    scale = alt.Scale(nice=False, zero=False)
+    unit = f"{quantity.replace('_', ' ')} (nats)" if quantity == "loss" else quantity.replace("_", " ")
+    axis = alt.Axis(grid=False, values=steps if len(steps) < 8 else alt.Undefined)
+    x = alt.X("step:Q", title="optimiser step", axis=axis)
+    y, low, end = (alt.Y(f"{name}:Q", title=unit, scale=scale) for name in ("value", "low", "end"))
+    base = alt.Chart().encode(x=x, color=color).transform_filter("isValid(datum.value)")
+    layers = (
+        base.mark_area(opacity=0.12).encode(y=low, y2="high:Q"),
+        base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash),
+        base.mark_point(filled=True, size=55, opacity=1).encode(y=y, shape=shape),
+        alt.Chart().mark_point(opacity=0).encode(x=x, y=end).transform_filter("isValid(datum.end)"),
+    )
+    panel = alt.layer(*layers, data=values(marks)).properties(width=240, height=180)
+    faceted = panel.facet(facet=alt.Facet("span:N", title=None, sort=spans), columns=2)
+    return spec_of(faceted.resolve_scale(y="independent").resolve_axis(x="independent").properties(title=title))

@@ -7,7 +7,7 @@ import pytest
 from prefixlab.analysis import stats
 from prefixlab.analysis.anchors import anchors
 from prefixlab.analysis.keywords import keyword_effect
-from prefixlab.analysis.occurrences import occurrences
+from prefixlab.analysis.occurrences import occurrences, of_quantity
 from prefixlab.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_words_and_tokens_by_hand():
         position=[3, 4, 5, 6, 7, 8, 9],
         token_id=[10, 11, 12, 13, 14, 15, 16],
     )
-    found = occurrences(rows, "loss", "word", {10: 0, 12: 99, 13: 9})
+    found = of_quantity(occurrences(rows, ["loss"], "word", {10: 0, 12: 99, 13: 9}), "loss")
     about = {r["key"]: r for r in found.iter_rows(named=True)}
     assert about.keys() == {"sure", "step-by-step"}
     assert about["sure"]["total"] == 4.0 and about["step-by-step"]["total"] == 3.0  # means over tokens with letters
@@ -54,7 +54,7 @@ def test_words_and_tokens_by_hand():
         1.0,
     )
     assert about["step-by-step"]["log_count"] == pytest.approx((np.log(100) + np.log(10)) / 3)
-    tokens = {r["key"]: r for r in occurrences(rows, "loss", "token", {}).iter_rows(named=True)}
+    tokens = {r["key"]: r for r in of_quantity(occurrences(rows, ["loss"], "token", {}), "loss").iter_rows(named=True)}
     assert tokens.keys() == {"sure", "step", "by"} and tokens["step"]["total"] == 7.0 and tokens["step"]["count"] == 2
     assert tokens["step"]["position"] == 3.0
 

@@ -23,7 +23,7 @@ import polars
 from numpy.typing import NDArray
 from scipy import stats as distributions
 
-from prefixlab.analysis.occurrences import CELL, Unit, occurrences
+from prefixlab.analysis.occurrences import CELL, Unit, occurrences, of_quantity
 from prefixlab.analysis.stats import ROUNDING
 from prefixlab.analysis.word_levels import NOTHING, Array, Levels, Spread, Words, words_of
 from prefixlab.errors import unknown
@@ -86,33 +86,56 @@ class AnchorRow(Record):
     """Why the word was not tested or not measured; empty where it was."""
 
 
-def anchors(
-    rows: polars.DataFrame, quantity: str, *, alpha: float, rng: np.random.Generator, frequency: Mapping[int, int]
-) -> list[AnchorRow]:
-    """Rank the words and tokens of every treatment's templates.
+def units(
+    rows: polars.DataFrame, quantities: Sequence[str], frequency: Mapping[int, int]
+) -> dict[Unit, polars.DataFrame]:
+    """The words and the tokens of every reading, for `ranked`.
 
     Args:
         rows: Token rows of all models; columns as docs/methods.md lists them.
-        quantity: One of `QUANTITIES`.
-        alpha: False-discovery rate, and 1 - the intervals' level.
-        rng: For the resampling.
+        quantities: Of `QUANTITIES`.
         frequency: Count of each token id in the training data.
-
-    Returns:
-        Rows by model, capability, arm, rendering and unit, best rank first. Empty without a rendering that puts a
-        prefix into the response.
 
     Raises:
         UserError: Unknown quantity.
     """
-    if quantity not in QUANTITIES:
-        raise unknown("quantity", quantity, QUANTITIES)
-    found: list[AnchorRow] = []
-    for unit in ("word", "token"):
-        table = occurrences(rows, quantity, unit, frequency).with_columns(
+    for quantity in quantities:
+        if quantity not in QUANTITIES:
+            raise unknown("quantity", quantity, QUANTITIES)
+    names: tuple[Unit, ...] = ("word", "token")
+    return {
+        unit: occurrences(rows, quantities, unit, frequency).with_columns(
             kind=polars.col("control").replace_strict(KINDS, default=-1, return_dtype=polars.Int64)
         )
-        for cell, group in table.group_by(CELL, maintain_order=True):
+        for unit in names
+    }
+
+
+def anchors(
+    rows: polars.DataFrame, quantity: str, *, alpha: float, rng: np.random.Generator, frequency: Mapping[int, int]
+) -> list[AnchorRow]:
+    """`ranked` of one quantity, from token rows: for arguments see there and at `units`."""
+    return ranked(units(rows, [quantity], frequency), quantity, alpha=alpha, rng=rng)
+
+
+def ranked(
+    tables: Mapping[Unit, polars.DataFrame], quantity: str, *, alpha: float, rng: np.random.Generator
+) -> list[AnchorRow]:
+    """Rank the words and tokens of every treatment's templates.
+
+    Args:
+        tables: Of `units`.
+        quantity: One of those that the tables hold.
+        alpha: False-discovery rate, and 1 - the intervals' level.
+        rng: For the resampling.
+
+    Returns:
+        Rows by model, capability, arm, rendering and unit, best rank first. Empty without a rendering that puts a
+        prefix into the response.
+    """
+    found: list[AnchorRow] = []
+    for unit, table in tables.items():
+        for cell, group in of_quantity(table, quantity).group_by(CELL, maintain_order=True):
             treated = group.filter(polars.col("control").is_null())["rendering"].unique(maintain_order=True)
             for rendering in treated:
                 names = dict(zip(CELL, cell, strict=True)) | {"rendering": rendering, "unit": unit}

@@ -5,7 +5,7 @@ value in a sample is the mean over its tokens, not their sum, so that a word cut
 that reason alone. Tokens without a letter or a digit (punctuation, the separator) are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import polars
@@ -26,27 +26,30 @@ def normalised(column: str) -> polars.Expr:
     return polars.col(column).str.to_lowercase().str.replace_all(_ENDS, "")
 
 
-def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Mapping[int, int]) -> polars.DataFrame:
-    """One row a reading and word (or token): what it holds there.
+def occurrences(
+    rows: polars.DataFrame, quantities: Sequence[str], unit: Unit, frequency: Mapping[int, int]
+) -> polars.DataFrame:
+    """One row a reading and word (or token): what it holds there. `of_quantity` picks one quantity of it.
 
     Args:
         rows: Token rows.
-        quantity: A column of `rows`; null and non-finite values are not measured.
+        quantities: Columns of `rows`; null and non-finite values are not measured.
         unit: Words, or single tokens.
         frequency: Count of a token id in the training data; 0 where it is not in there.
 
     Returns:
-        The columns of `READING`, and `key` (normalised text), `total` and `count` (sum and number of the measured
-        occurrences), `position` (mean index in the prefix, from 0), `first` (share of occurrences that open the
-        prefix), `log_count` (mean of ln(1 + count) over the tokens); `code` and `sample_code` number keys and samples.
+        The columns of `READING`, and `key` (normalised text), `position` (mean index in the prefix, from 0), `first`
+        (share of occurrences that open the prefix), `log_count` (mean of ln(1 + count) over the tokens); `code` and
+        `sample_code` number keys and samples; for each quantity `total_...` and `count_...` (sum and number of the
+        measured occurrences).
     """
     counts = polars.DataFrame(
         {"token_id": list(frequency), "n": list(frequency.values())},
         schema={"token_id": rows.schema["token_id"], "n": polars.Int64},
     )
-    value = polars.col(quantity).cast(polars.Float64)
+    numbers = {q: polars.col(q).cast(polars.Float64) for q in quantities}
     tokens = (
-        rows.select(*READING, "span", "token", "token_id", "position", "word", "word_index", quantity)
+        rows.select(*READING, "span", "token", "token_id", "position", "word", "word_index", *quantities)
         .filter(
             polars.col("span") == "prefix",
             polars.col("rendering") != REFERENCE,
@@ -54,13 +57,13 @@ def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Ma
         )
         .join(counts, on="token_id", how="left", maintain_order="left")
         .with_columns(
-            value=polars.when(value.is_finite()).then(value),
+            *(polars.when(value.is_finite()).then(value).alias(f"of_{q}") for q, value in numbers.items()),
             log_count=polars.col("n").fill_null(0).log1p(),
             at=(polars.col("word_index") if unit == "word" else polars.col("position")).cast(polars.Float64),
         )
     )
     single = tokens.group_by([*READING, "at", unit], maintain_order=True).agg(
-        polars.col("value").mean(), polars.col("log_count").mean()
+        *(polars.col(f"of_{q}").mean() for q in quantities), polars.col("log_count").mean()
     )
     start = polars.col("at").min().over(READING)
     return (
@@ -68,8 +71,8 @@ def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Ma
         .filter(polars.col("key") != "")
         .group_by([*READING, "key"], maintain_order=True)
         .agg(
-            total=polars.col("value").sum(),
-            count=polars.col("value").count(),
+            *(polars.col(f"of_{q}").sum().alias(f"total_{q}") for q in quantities),
+            *(polars.col(f"of_{q}").count().alias(f"count_{q}") for q in quantities),
             position=polars.col("at").mean(),
             first=(polars.col("at") == 0).mean(),
             log_count=polars.col("log_count").mean(),
@@ -79,6 +82,12 @@ def occurrences(rows: polars.DataFrame, quantity: str, unit: Unit, frequency: Ma
             sample_code=polars.col("sample").rank("dense").cast(polars.Int64),
         )
     )
+
+
+def of_quantity(table: polars.DataFrame, quantity: str) -> polars.DataFrame:
+    """`occurrences` with the sum and number of one quantity as `total` and `count`, and no other's."""
+    others = [c for c in table.columns if c.startswith(("total_", "count_"))]
+    return table.with_columns(total=f"total_{quantity}", count=f"count_{quantity}").drop(others)
 
 
 def behind_prefix(rows: polars.DataFrame) -> polars.DataFrame:

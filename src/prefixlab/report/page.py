@@ -30,7 +30,7 @@ SECTIONS = (
 )
 TOKEN_FIGURES = {
     "anchors": "Words of the prefix against control words",
-    "training": "Along training",
+    "training": "Along training (all quantities: dynamics.csv)",
     "positions": "By position in the response: loss, entropy, KL to the base",
 }
 """Groups of the section on tokens, by the first part of a figure's name."""

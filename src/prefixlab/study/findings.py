@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars
 
-from prefixlab.analysis.anchors import QUANTITIES, AnchorRow, anchors
+from prefixlab.analysis.anchors import QUANTITIES, AnchorRow, ranked, units
 from prefixlab.analysis.diversity import Sampled, diversity_series, pass_series
 from prefixlab.analysis.dynamics import CURVES, held_out_curves, training_curves
 from prefixlab.analysis.findings import Findings
@@ -113,10 +113,11 @@ def _read(steps: Iterable[tuple[dict[str, Any], Path]]) -> _Read:
 def _anchors(key: tuple[str, str], read: _Read, counts: Mapping[int, int], alpha: float) -> list[AnchorRow]:
     """Rankings under every arm of a model and capability, the base included."""
     found: list[AnchorRow] = []
-    for quantity in QUANTITIES:
-        if quantity not in SKIPPED and quantity in read.measured:
-            rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
-            found += anchors(read.prefixes, quantity, alpha=alpha, rng=rng, frequency=counts)
+    measured = [q for q in QUANTITIES if q not in SKIPPED and q in read.measured]
+    tables = units(read.prefixes, measured, counts)
+    for quantity in measured:
+        rng = np.random.default_rng(keyed_hash(*key, quantity, "anchors"))
+        found += ranked(tables, quantity, alpha=alpha, rng=rng)
     return found
 
 

@@ -29,6 +29,8 @@ SHOWN = 8
 """Words of one ranking."""
 PANELS = 6
 """Rankings of one figure."""
+ALONG = ("loss", "logit_gradient", "contribution", "token_gradient")
+"""Quantities drawn along training; dynamics.csv holds all of them."""
 
 
 def anchor_figures(rows: Iterable[AnchorRow], alpha: float) -> list[Figure]:
@@ -112,7 +114,9 @@ def dynamics_figures(curves: polars.DataFrame) -> list[Figure]:
     """
     if curves.is_empty():
         return []
-    held = curves.filter(polars.col("source") == "held_out", polars.col("unit") == "span")
+    held = curves.filter(
+        polars.col("source") == "held_out", polars.col("unit") == "span", polars.col("quantity").is_in(ALONG)
+    )
     key = ["model", "capability", "quantity", "arm", "name", "step"]
     numbers = held.group_by(key).agg(
         polars.col("value").mean(),

@@ -29,6 +29,8 @@ SHOWN = 8
 """Words of one ranking."""
 PANELS = 6
 """Rankings of one figure."""
+DRAWN = ("loss", "kl", "logit_gradient", "contribution", "token_gradient")
+"""Quantities whose rankings are drawn; the report lists the others, anchors.csv holds all of them."""
 ALONG = ("loss", "logit_gradient", "contribution", "token_gradient")
 """Quantities drawn along training; dynamics.csv holds all of them."""
 
@@ -43,7 +45,7 @@ def anchor_figures(rows: Iterable[AnchorRow], alpha: float) -> list[Figure]:
     groups: dict[tuple[str, str, str], dict[str, list[AnchorRow]]] = {}
     for row in rows:
         shown = row.arm == BASE or row.arm.startswith(f"{row.rendering}-")
-        if row.unit == "word" and row.rank is not None and row.excess is not None and shown:
+        if row.unit == "word" and row.quantity in DRAWN and row.rank is not None and row.excess is not None and shown:
             arms = groups.setdefault((row.model, row.capability, row.quantity), {})
             arms.setdefault(row.arm, []).append(row)
     models, found = {key[0] for key in groups}, []

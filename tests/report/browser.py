@@ -38,9 +38,11 @@ class Opened:
     def scroll(self):
         """From top to bottom with all folded figures open, so that everything that waits to be seen is drawn."""
         self.page.evaluate("document.querySelectorAll('details:has(figure)').forEach(d => { d.open = true; })")
-        for y in range(0, self.page.evaluate("document.documentElement.scrollHeight"), 600):
+        y = 0
+        while y < self.page.evaluate("document.documentElement.scrollHeight"):  # which grows as charts are drawn
             self.page.evaluate(f"window.scrollTo(0, {y})")
             self.page.wait_for_timeout(60)
+            y += 600
         self.page.wait_for_function(
             "[...document.querySelectorAll('[data-chart]')].every(c => c.dataset.drawn === 'yes')"
         )

@@ -5,17 +5,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from prefixlab.analysis.rows import Verdict
 from prefixlab.report.compare import compare_runs, model_pairs
 from prefixlab.report.compare_rows import CompareRow, clear
 from prefixlab.report.tables import RunData, interval, percent, write_table
+from prefixlab.report.templating import style, templates
 
 NAMES = ("suite", "prefixes", "name")
 """What the entries of a list in a study are known by."""
@@ -182,31 +181,35 @@ def build_comparison(a: RunData, b: RunData, folder: Path) -> Comparison:
     found = Comparison(summary(rows, a.study.analysis.alpha), tuple(banners(a, b, rows)), tuple(rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "comparison", rows, CompareRow)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = (files("prefixlab.report") / "templates" / "compare.html.j2").read_text("utf-8")
     studies = [yaml.safe_load((d.root / "study.yaml").read_text(encoding="utf-8")) for d in (a, b)]
     several = len({m for d in (a, b) for m in d.study.models}) > 1
-    page = environment.from_string(source).render(
-        a=a,
-        b=b,
-        found=found,
-        several=several,
-        main=[r for r in rows if not r.diagnostic],
-        diagnostics=[r for r in rows if r.diagnostic and (r.value_a is not None or r.value_b is not None)],
-        id=id,
-        clear={id(r) for r in clear(rows)},
-        widest=max((max(abs(r.ci_low or 0), abs(r.ci_high or 0)) for r in rows if not r.diagnostic), default=0) or 1.0,
-        verdicts=verdict_pairs(a, b),
-        study=differences(*studies),
-        machine=machine_differences(a, b),
-        models=differences(_models(a), _models(b)),
-        steps=steps_table(a, b),
-        level=f"{100 - 100 * a.study.analysis.alpha:.3g}%",
-        number=number,
-        ends=ends,
-        percent=percent,
-        interval=interval,
-        version=version("prefixlab"),
+    page = (
+        templates()
+        .get_template("compare.html.j2")
+        .render(
+            style=style(),
+            a=a,
+            b=b,
+            found=found,
+            several=several,
+            main=[r for r in rows if not r.diagnostic],
+            diagnostics=[r for r in rows if r.diagnostic and (r.value_a is not None or r.value_b is not None)],
+            id=id,
+            clear={id(r) for r in clear(rows)},
+            widest=max((max(abs(r.ci_low or 0), abs(r.ci_high or 0)) for r in rows if not r.diagnostic), default=0)
+            or 1.0,
+            verdicts=verdict_pairs(a, b),
+            study=differences(*studies),
+            machine=machine_differences(a, b),
+            models=differences(_models(a), _models(b)),
+            steps=steps_table(a, b),
+            level=f"{100 - 100 * a.study.analysis.alpha:.3g}%",
+            number=number,
+            ends=ends,
+            percent=percent,
+            interval=interval,
+            version=version("prefixlab"),
+        )
     )
     scratch = folder / ".index.html.new"
     scratch.write_text(page, encoding="utf-8", errors="replace")

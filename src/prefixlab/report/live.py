@@ -128,19 +128,18 @@ def stamp(page: Path) -> str:
 
 
 def allowed(policy: str) -> str:
-    """A Content-Security-Policy under which the page's own scripts may ask the server they came from."""
+    """A Content-Security-Policy under which a script of the server may ask the server."""
     found = {words[0]: words[1:] for words in (part.split() for part in policy.split(";")) if words}
-    for name, value in (("connect-src", "'self'"), ("script-src", "'unsafe-inline'")):
+    for name in ("connect-src", "script-src"):
         values = [v for v in found.get(name, []) if v != "'none'"]
-        found[name] = values if value in values else [*values, value]
+        found[name] = values if "'self'" in values else [*values, "'self'"]
     return "; ".join(" ".join([name, *values]) for name, values in found.items())
 
 
 def with_bar(page: str, version: str) -> str:
     """A page as served: its policy lets the bar ask, and the bar's script stands before </body>."""
     page = POLICY.sub(lambda m: m[1] + allowed(m[2]) + m[3], page, count=1)
-    code = (files("prefixlab.report") / "templates" / "live.js").read_text("utf-8")
-    script = f'<script id="prefixlab-live" data-version="{version}">\n{code}</script>\n'
+    script = f'<script id="prefixlab-live" data-version="{version}" src="/live.js" defer></script>\n'
     before, end, after = page.rpartition("</body>")
     return f"{before}{script}{end}{after}" if end else page + script
 
@@ -207,6 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
         if place == "/status.json":
             text = json.dumps(self.server.status(), ensure_ascii=True)
             self._say(200, TYPES[".json"], text.encode())
+            return
+        if place == "/live.js":
+            self._say(200, TYPES[".js"], (files("prefixlab.report") / "templates" / "live.js").read_bytes())
             return
         file = self._file(place)
         if file is None and place in ("/", "/index.html"):

@@ -8,13 +8,11 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from prefixlab.report import figures, latex
 from prefixlab.report.parts import Parts, embed
 from prefixlab.report.sections import context
 from prefixlab.report.tables import RunData
+from prefixlab.report.templating import style, templates
 
 SECTIONS = (
     ("answer", "Answer"),
@@ -69,28 +67,25 @@ def build_report(data: RunData, folder: Path) -> None:
     written = latex.write_tables(data, folder / "tables")
     by_section = {s: [f for f in charts if f.section == s] for s in ("answer", "curves", "tradeoffs", "tokens", "data")}
     scripts = _assets(folder)
-    environment = Environment(
-        loader=PackageLoader("prefixlab.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report/page.html.j2").render(
-        **context(data, parts),
-        sections=SECTIONS,
-        style=Markup((files("prefixlab.report") / "templates" / "style.css").read_text("utf-8")),
-        figures=by_section,
-        tables=written,
-        other_curves=[f for f in by_section["curves"] if not f.primary],
-        token_figures=[
-            (title, group)
-            for kind, title in TOKEN_FIGURES.items()
-            if (group := [f for f in by_section["tokens"] if f.name.split("-")[0] == kind])
-        ],
-        charts=embed({f.name: f.spec for f in charts}),
-        embed=embed,
-        scripts=scripts,
+    page = (
+        templates()
+        .get_template("report/page.html.j2")
+        .render(
+            **context(data, parts),
+            sections=SECTIONS,
+            style=style(),
+            figures=by_section,
+            tables=written,
+            other_curves=[f for f in by_section["curves"] if not f.primary],
+            token_figures=[
+                (title, group)
+                for kind, title in TOKEN_FIGURES.items()
+                if (group := [f for f in by_section["tokens"] if f.name.split("-")[0] == kind])
+            ],
+            charts=embed({f.name: f.spec for f in charts}),
+            embed=embed,
+            scripts=scripts,
+        )
     )
     writer.finish()
     scratch = folder / ".index.html.new"

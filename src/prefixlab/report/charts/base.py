@@ -192,13 +192,15 @@ def scales(names: Sequence[str], legend: Any, *, marked: bool = True) -> tuple[A
     n = len(names)
     field = "dash:N" if marked else "series:N"
 
-    def scale(values: Sequence[Any]) -> Any:
-        return alt.Scale(domain=list(names), range=list(values[:n]))
+    def scale(values: Sequence[Any], more: Sequence[str] = ()) -> Any:
+        return alt.Scale(domain=[*names, *more], range=list(values[:n]) + [values[0]] * len(more))
 
+    # Vega-Lite joins the legends of equal domains, left out or not: with one name more, the dash's is another.
+    own = scale(DASHES, [" "] if marked else [])
     return (
         alt.Color("series:N", title=None, legend=legend, scale=scale(PALETTE)),
         alt.Shape("series:N", title=None, legend=legend, scale=scale(SHAPES)),
-        alt.StrokeDash(field, title=None, legend=None if marked else legend, scale=scale(DASHES)),
+        alt.StrokeDash(field, title=None, legend=None if marked else legend, scale=own),
     )
 
 

@@ -54,8 +54,8 @@ def _claims(rows: Sequence[ContrastRow], controls: set[str]) -> dict[int, float]
     return found
 
 
-def _panel(rows: Sequence[ContrastRow], controls: set[str], limits: list[float], title: str) -> Any:
-    """One capability's rows."""
+def _panel(rows: Sequence[ContrastRow], controls: set[str], limits: list[float], title: str, kinds: list[str]) -> Any:
+    """One capability's rows; `kinds` are those that the whole figure shows."""
     ordered = sorted(rows, key=lambda r: (KINDS.index(_kind(r, controls)), r.ratio or 0.0))
     claims = _claims(ordered, controls)
     marks: list[dict[str, Any]] = [
@@ -78,10 +78,11 @@ def _panel(rows: Sequence[ContrastRow], controls: set[str], limits: list[float],
     text = f"difference of {metric} (points{better})"
     x = alt.X("diff:Q", title=text, scale=scale)
     y = alt.Y("row:N", title=None, sort=[m["row"] for m in marks])
-    colors = alt.Scale(domain=list(KINDS), range=list(PALETTE[: len(KINDS)]))
+    at = [KINDS.index(k) for k in kinds]
+    colors = alt.Scale(domain=kinds, range=[PALETTE[i] for i in at])
     legend = alt.Legend(orient="bottom", columns=2, symbolSize=80, symbolOpacity=1)
     color = alt.Color("series:N", title=None, scale=colors, legend=legend)
-    shapes = alt.Scale(domain=list(KINDS), range=list(SHAPES[: len(KINDS)]))
+    shapes = alt.Scale(domain=kinds, range=[SHAPES[i] for i in at])
     shape = alt.Shape("series:N", title=None, scale=shapes, legend=legend)
     tips: list[Any] = ["row:N", *(alt.Tooltip(f"{f}:Q", format="+.1f") for f in ("diff", "low", "high")), "n:Q"]
     base = alt.Chart(values(marks)).encode(y=y, tooltip=tips)
@@ -119,7 +120,9 @@ def _figure(groups: dict[str, list[ContrastRow]], alpha: float, name: str) -> Fi
     ends = [e for r in rows for e in (points(r.diff), points(r.ci_low), points(r.ci_high))]
     ends += [100 * s * r.margin for r in rows for s in (-1, 1)] + [c for g in every.values() for c in g.values()]
     limits = domain([0.0, *ends], least=LEAST)
-    parts = [_panel(g, named[t], limits, t) for t, g in groups.items()]
+    present = {_kind(r, named[t]) for t, g in groups.items() for r in g}
+    kinds_shown = [k for k in KINDS if k in present]
+    parts = [_panel(g, named[t], limits, t, kinds_shown) for t, g in groups.items()]
     chart = alt.vconcat(*parts).resolve_scale(color="shared", shape="shared") if len(parts) > 1 else parts[0]
     measured = [r for r in rows if r.diff is not None]
     tests = sorted({r.test.split("; ")[-1] for r in measured if r.ci_low is not None and r.test})

@@ -199,8 +199,22 @@ def test_a_part_that_is_gone_is_said(opened, report, tmp_path):
     assert "cannot be read. Is the report's folder complete?" in shown.text("#c-view")
 
 
+def test_charts_are_as_wide_as_a_phone(opened):
+    shown = opened(width=390)
+    shown.scroll()
+    wide = "[...document.querySelectorAll('[data-chart]')].map(c => [c.dataset.chart, c.scrollWidth - c.clientWidth])"
+    assert [
+        name for name, over in shown.page.evaluate(wide) if over > 2 and name.startswith(("curve", "tradeoff"))
+    ] == []
+    widths = "[...document.querySelectorAll('[data-chart] svg')].map(s => s.getBoundingClientRect().width)"
+    assert max(shown.page.evaluate(widths)) < 400
+
+
 def test_it_prints(opened):
     shown = opened()
+    shown.page.wait_for_function(  # without scrolling, for print waits for nothing
+        "[...document.querySelectorAll('[data-chart]')].every(c => c.dataset.drawn === 'yes' || !c.checkVisibility())"
+    )
     shown.page.emulate_media(media="print")
     assert not shown.page.locator("nav").is_visible() and shown.page.locator("#answer").is_visible()
     assert shown.page.pdf().startswith(b"%PDF")

@@ -179,6 +179,11 @@ def test_front_of_two_objectives(tmp_path):
     )
     (figure,) = front_figures([front.model_copy(update={"arms": arms})], made.results)
     assert {m["arm"] for m in drawn(figure.spec) if m.get("best")} == {"set-opening-r050", "set-opening-r100"}
+    assert {m["arm"]: m["series"] for m in drawn(figure.spec) if "series" in m} == {
+        "r000": "r000",
+        "set-opening-r050": "treatment",
+        "set-opening-r100": "treatment",
+    }
     assert "point estimates without intervals" in figure.caption and "n = 60 prompts" in figure.caption
     check_drawable(figure, tmp_path)
 

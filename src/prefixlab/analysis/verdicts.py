@@ -235,9 +235,13 @@ def deciding(row: ContrastRow) -> str:
     ways = [f"about {row.prompts_needed} prompts with {seeds}"] if row.prompts_needed is not None else []
     if row.seeds_needed is not None:
         ways.append(f"about {row.seeds_needed} seeds with these prompts")
-    needed = f"{margin} would take {' or '.join(ways)}" if ways else f"no number of prompts with {seeds} sees {margin}"
+    needed = (
+        f"To detect {margin} would take {' or '.join(ways)}"
+        if ways
+        else f"No number of prompts with {seeds} is enough for {margin}"
+    )
     unknown = "; how many seeds, one seed cannot say: train three or more" if row.n_seeds == 1 else ""
-    return f"{text} To decide, {needed}{unknown}."
+    return f"{text} {needed}{unknown}."
 
 
 def _against_controls(seen: Evidence) -> list[str]:

@@ -53,7 +53,8 @@ def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow], several: bool) -> 
     announced = [r.word for r in tested if r.announced]
     why = next((r.why for r in rows if r.why), "")
     if announced:
-        said = f"{len(announced)} of {len(tested)} words stand out among words: {', '.join(announced)}."
+        stand = "stands" if len(announced) == 1 else "stand"
+        said = f"{len(announced)} of {len(tested)} words {stand} out among words: {', '.join(announced)}."
     elif tested:
         said = f"None of {len(tested)} words stands out among words."
     else:
@@ -61,6 +62,7 @@ def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow], several: bool) -> 
     return {
         "name": f"{who(model, capability, several)} · {arm} · {quantity.replace('_', ' ')}",
         "sentence": said,
+        "announced": bool(announced),
         "over": rows[0].interval_over,
         "scale": "ln ratio" if rows[0].scale == "log" else "difference",
         "n_samples": max(r.n_samples for r in rows),

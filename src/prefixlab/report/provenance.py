@@ -59,7 +59,8 @@ def duration(seconds: float) -> str:
     """Seconds in words a reader can weigh."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def skipped(data: RunData) -> list[str]:

@@ -180,18 +180,7 @@ def context(data: RunData, parts: Parts) -> dict[str, Any]:
         "contrast_header": CONTRAST_HEADER,
         "contrasts": _contrasts(data, several),
         "tokens": token_view.token_samples(data, parts),
-        "span_rows": [
-            (
-                r["capability"],
-                r["arm"],
-                r["rendering"],
-                r["span"],
-                f"{r['loss']:.3f}",
-                _three(r["logit_gradient"]),
-                r["n"],
-            )
-            for r in token_view.span_means(data)
-        ],
+        "span_rows": _span_rows(data),
         "rankings": findings.rankings(findings.read_rows(data.root, "anchors", AnchorRow)),
         "keywords": findings.keyword_rows(findings.read_rows(data.root, "keywords", KeywordRow)),
         "narrowing": findings.narrowing_rows(findings.read_rows(data.root, "narrowing", NarrowingRow)),
@@ -212,7 +201,7 @@ def context(data: RunData, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _spans(data: RunData) -> list[tuple[Any, ...]]:
+def _span_rows(data: RunData) -> list[tuple[Any, ...]]:
     """Means of token loss and logit gradient, by arm, text and span."""
     return [
         (

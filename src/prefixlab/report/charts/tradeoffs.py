@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from prefixlab.analysis.advice import ACCURACY, ATTACK, OVER_REFUSAL, SAFETY
-from prefixlab.analysis.rows import BASE, Front, FrontArm, ResultRow
+from prefixlab.analysis.rows import BASE, REFERENCE, Front, FrontArm, ResultRow
 from prefixlab.report.charts.base import (
     PALETTE,
     QUIET,
@@ -31,7 +31,7 @@ PAIRS = ((ACCURACY, SAFETY), (ACCURACY, ATTACK), (OVER_REFUSAL, SAFETY))
 """(across, upwards)."""
 SIDE = (400, 300)
 LEAST = 20.0
-KINDS = ("r000", "native data", "treatment", "control")
+KINDS = ("treatment", "control", "r000", "native data")
 
 
 def _best(arms: Sequence[FrontArm], across: str, up: str) -> list[str]:
@@ -90,13 +90,7 @@ def _pair(front: Front, across: str, up: str, where: str, n: str) -> Figure | No
             "arm": a.arm,
             "x": points(a.values[across]),
             "y": points(a.values[up]),
-            "series": "r000"
-            if a.arm == "r000"
-            else KINDS[1]
-            if a.arm == "native"
-            else KINDS[3]
-            if a.control
-            else KINDS[2],
+            "series": {REFERENCE: "r000", "native": "native data"}.get(a.arm, "control" if a.control else "treatment"),
             "best": a.arm in best,
         }
         for a in arms

@@ -69,17 +69,47 @@ function theme() {
   const text = { labelColor: ink, titleColor: ink };
   return { background: null, axis: { ...text, gridColor: line, domainColor: line, tickColor: line }, legend: text, header: text, title: { color: ink }, text: { color: ink }, view: { stroke: line } };
 }
+// A chart that is too wide for its place: panels below each other, then narrower ones.
+function slimmer(spec, over) {
+  const across = spec.columns || spec.hconcat?.length || 1;
+  if (across > 1 && over > 60 * across) {
+    const { hconcat, ...rest } = spec;
+    return hconcat ? { ...rest, vconcat: hconcat } : { ...spec, columns: 1 };
+  }
+  const slim = s => {
+    const made = { ...s };
+    if (typeof s.width === "number") made.width = Math.max(150, s.width - Math.ceil(over / across));
+    if (s.spec) made.spec = slim(s.spec);
+    for (const key of ["concat", "hconcat", "vconcat"]) if (s[key]) made[key] = s[key].map(slim);
+    return made;
+  };
+  return slim(spec);
+}
+function embed(box, place, spec, tries) {
+  return window.vegaEmbed(place, spec, { actions: false, renderer: "svg", config: theme() }).then(() => {
+    const over = (place.querySelector("svg")?.getBoundingClientRect().width ?? 0) - box.clientWidth;
+    if (over > 1 && box.clientWidth && tries) return embed(box, place, slimmer(spec, over), tries - 1);
+  });
+}
 function draw(box) {
   const { title, ...spec } = charts[box.dataset.chart], place = make("div");  // the title stands above it already
+  if (box.clientWidth < 480) spec.config = { ...spec.config, axis: { ...spec.config?.axis, labelLimit: 150 }, legend: { ...spec.config?.legend, labelLimit: 110 } };
+  box.dataset.drawn = "soon";
   box.replaceChildren(place);
-  window.vegaEmbed(place, spec, { actions: false, renderer: "svg", config: theme() })
+  return embed(box, place, spec, 3)
     .then(() => { box.dataset.drawn = "yes"; })
     .catch(() => { box.replaceChildren("This chart cannot be drawn here; its SVG and its numbers are linked below."); });
 }
 const boxes = [...document.querySelectorAll("[data-chart]")];
 const seen = new IntersectionObserver(entries => {
-  for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target); }
+  for (const { isIntersecting, target } of entries) if (isIntersecting) { seen.unobserve(target); if (!target.dataset.drawn) draw(target); }
 }, { rootMargin: "300px" });
 boxes.forEach(box => seen.observe(box));
 dark.addEventListener("change", () => boxes.filter(box => box.dataset.drawn).forEach(draw));
-addEventListener("beforeprint", () => boxes.filter(box => !box.dataset.drawn).forEach(draw));
+// The others that are not folded away are drawn in idle time, since a page that is printed cannot wait for them.
+const later = window.requestIdleCallback ?? (work => setTimeout(work, 50));
+function rest() {
+  const next = boxes.find(box => !box.dataset.drawn && (box.checkVisibility?.() ?? true));
+  if (next) draw(next).then(() => later(rest));
+}
+addEventListener("load", () => later(rest));

@@ -1,12 +1,12 @@
 """Two runs side by side: what is subtracted, against scipy and by hand, and what is not, with its reason."""
 
 import json
-import shutil
 
 import numpy as np
 import polars
 import pytest
 import yaml
+from browser import CHROMIUM, Opened, chromium, serious
 from scipy.stats import binomtest, norm, ttest_rel
 
 from conftest import tiny_study
@@ -275,23 +275,17 @@ def test_command_mistakes(call, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: install Debian's chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
 def test_in_a_browser(tmp_path, width, scheme):
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     a = run(tmp_path / "a", {"r000": {0: [0] * 30}, "reasoning-opening-r100": {0: A}})
     b = run(tmp_path / "b", {"r000": {0: [1] * 30}, "reasoning-opening-r100": {0: B}})
     build_comparison(a, b, tmp_path / "out")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page, said = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme), []
-        page.on("console", lambda m: said.append(m.text))
-        page.on("pageerror", lambda e: said.append(str(e)))
-        page.on("request", lambda r: said.append(r.url) if not r.url.startswith("file:") else None)
-        page.goto((tmp_path / "out" / "index.html").as_uri())
+    with chromium() as browser:
+        shown = Opened(browser, tmp_path / "out" / "index.html", width=width, scheme=scheme)
+        page = shown.page
         assert page.locator("#count").inner_text() == "2 of 2 rows"
         page.locator("#only").check()
         assert page.locator("#count").inner_text() == "1 of 2 rows"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
-    assert said == []
+        assert shown.wide() <= 0 and shown.said == [] and shown.leaves() == []
+        assert serious(page) == []

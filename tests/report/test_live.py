@@ -15,6 +15,7 @@ import urllib.request
 
 import pytest
 import yaml
+from browser import serious
 
 from conftest import tiny_study
 from prefixlab.errors import UserError
@@ -473,6 +474,7 @@ def test_the_bar_in_a_browser(serve, run, report):
         api.expect(button).to_be_visible(timeout=15000)
         api.expect(bar).to_contain_text("1 of 8 steps, 1 failed", timeout=15000)
         bar.locator("summary").click()
+        assert [f for f in serious(page) if f[0] != "html-has-lang"] == []  # which the page under the bar has not
         api.expect(bar.locator("li")).to_have_text(f"generate-base: {hostile}")
         assert page.locator("p").inner_text() == "hello" and page.title() == "t"
         button.click()

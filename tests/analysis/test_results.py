@@ -40,6 +40,15 @@ def test_family_is_the_primary_contrasts_only():
         assert [getattr(c, f"{name}_holm") for c in family] == [stats.holm(raw)[str(i)] for i in range(6)]
 
 
+def test_what_is_not_measured_yet_stays_in_the_family():
+    arms = [cell("r000", 40), cell("set-opening-r100", 52)]
+    alone = analyse(*arms).contrasts
+    half = analyse(*arms, *(cell(f"set-opening-r0{r}", 0, missing=True) for r in (25, 50, 75))).contrasts
+    (measured,) = [c for c in half if c.p is not None]
+    assert measured.p == alone[0].p and measured.p_holm == pytest.approx(min(1.0, 4 * measured.p))
+    assert alone[0].p_holm == alone[0].p < 0.5 and [c.p_holm for c in half if c.p is None and c.primary] == [None] * 3
+
+
 def test_missing_is_not_zero():
     made = analyse(cell("r000", 40), cell("set-opening-r100", 0, missing=True))
     row = next(r for r in made.results if r.arm == "set-opening-r100")

@@ -288,13 +288,15 @@ def contrasts(cells: Sequence[CellScores], rules: Rules) -> list[ContrastRow]:
 
     The Holm family is every contrast of an arm against r000 and of treatments against controls on the primary suite,
     metric and condition of each capability, over the whole study. Each of the three questions (is it different, is it
-    equivalent, is it not worse) is adjusted over that family by itself; every other row is exploratory.
+    equivalent, is it not worse) is adjusted over that family by itself; every other row is exploratory. A member that
+    is not measured counts as p = 1: a half-finished study must not find what the finished one takes back.
     """
     pairs = list(_declared(cells))
     family = [_in_family(p, rules) for p in pairs]
     rows = [_row(p, rules, sum(family) if f else 0) for p, f in zip(pairs, family, strict=True)]
     for name in ("p", "p_equivalent", "p_noninferior"):
-        asked = {str(i): getattr(r, name) for i, r in enumerate(rows) if family[i] and getattr(r, name) is not None}
-        adjusted = stats.holm(asked)
-        rows = [r.model_copy(update={f"{name}_holm": adjusted.get(str(i))}) for i, r in enumerate(rows)]
+        found = {str(i): getattr(r, name) for i, r in enumerate(rows) if family[i]}
+        adjusted = stats.holm({i: 1.0 if p is None else p for i, p in found.items()})
+        known = {i: adjusted[i] for i, p in found.items() if p is not None}
+        rows = [r.model_copy(update={f"{name}_holm": known.get(str(i))}) for i, r in enumerate(rows)]
     return rows

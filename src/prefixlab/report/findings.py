@@ -1,6 +1,6 @@
 """Anchors, keyword test, narrowing and spans as a reader of the report sees them: rows of text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import polars
 from prefixlab.analysis.anchors import AnchorRow
 from prefixlab.analysis.keywords import KeywordRow
 from prefixlab.analysis.narrowing import HELD_OUT, NarrowingRow
-from prefixlab.analysis.rows import BASE
+from prefixlab.analysis.rows import BASE, REFERENCE
 from prefixlab.records import Record
 from prefixlab.report.tables import p_text, who
 
@@ -39,22 +39,41 @@ def between(low: float | None, high: float | None) -> str:
 def rankings(rows: Iterable[AnchorRow]) -> list[dict[str, Any]]:
     """One ranking of words a model, capability, arm and measured quantity, base and trained treatments only."""
     groups: dict[tuple[str, ...], list[AnchorRow]] = {}
+    untreated: dict[tuple[str, ...], AnchorRow] = {}
     for row in rows:
         if row.unit == "word" and (row.arm == BASE or row.arm.startswith(f"{row.rendering}-")):
             groups.setdefault((row.model, row.capability, row.arm, row.quantity), []).append(row)
+        elif row.unit == "word" and row.arm == REFERENCE:
+            untreated[row.model, row.capability, row.rendering, row.quantity, row.word] = row
     read = {key: members for key, members in groups.items() if any(r.mean is not None for r in members)}
     several = len({model for model, *_ in read}) > 1
-    return [_ranking(key, members, several) for key, members in read.items()]
+    return [_ranking(key, members, untreated, several) for key, members in read.items()]
 
 
-def _ranking(key: tuple[str, ...], rows: Sequence[AnchorRow], several: bool) -> dict[str, Any]:
+def _beside_r000(told: Sequence[AnchorRow], untreated: Mapping[tuple[str, ...], AnchorRow]) -> str:
+    """What the announced words of a trained arm are in r000: one that departs there too is not the prefix's doing."""
+    found = []
+    for row in told if told[0].arm != BASE else ():
+        other = untreated.get((row.model, row.capability, row.rendering, row.quantity, row.word))
+        if other is not None and other.excess is not None:
+            also = ", where it stands out too" if other.announced else ""
+            here, there = digits(row.excess, sign=True), digits(other.excess, sign=True)
+            found.append(f"{row.word} {here} here, {there} in r000{also}")
+    return f" Beside r000, trained without a prefix: {'; '.join(found)}." if found else ""
+
+
+def _ranking(
+    key: tuple[str, ...], rows: Sequence[AnchorRow], untreated: Mapping[tuple[str, ...], AnchorRow], several: bool
+) -> dict[str, Any]:
     model, capability, arm, quantity = key
     tested = sorted((r for r in rows if r.rank is not None), key=lambda r: r.rank or 0)
-    announced = [r.word for r in tested if r.announced]
+    told = [r for r in tested if r.announced]
+    announced = [r.word for r in told]
     why = next((r.why for r in rows if r.why), "")
     if announced:
         stand = "stands" if len(announced) == 1 else "stand"
         said = f"{len(announced)} of {len(tested)} words {stand} out among words: {', '.join(announced)}."
+        said += _beside_r000(told, untreated)
     elif tested:
         said = f"None of {len(tested)} words stands out among words."
     else:

@@ -77,7 +77,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(_MARKUP.sub("", str(error)).split())[:200] or "no reason given"
+    return whole_characters(" ".join(_MARKUP.sub("", str(error)).split()))[:200] or "no reason given"
 
 
 def _status(error: BaseException) -> int | None:
@@ -147,10 +147,10 @@ def _made(name: str, config: GenerateConfig) -> Model:
 
 
 def _said(output: ModelOutput) -> Said:
-    usage = output.usage
+    usage, text = output.usage, whole_characters(output.completion)
     if usage is None or not (usage.total_tokens or usage.output_tokens):
-        return Said(output.completion, str(output.stop_reason), None, None)
+        return Said(text, str(output.stop_reason), None, None)
     read = usage.input_tokens + (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0)
     # Some providers count reasoning in the total only.
     written = max(usage.output_tokens, usage.total_tokens - read)
-    return Said(output.completion, str(output.stop_reason), read, written)
+    return Said(text, str(output.stop_reason), read, written)

@@ -187,7 +187,7 @@ class RewriteLog:
 
     def _add(self, *lines: Line) -> None:
         for line in lines:
-            self._file.write(line.model_dump_json().encode("utf-8", "surrogatepass") + b"\n")
+            self._file.write(line.model_dump_json().encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 

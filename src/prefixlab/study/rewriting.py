@@ -5,6 +5,7 @@ one line a row). Both are there from the first run on; F itself appears only whe
 half a training file looks like a whole one. What a row comes to is worked out anew from its replies each time.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -381,8 +382,8 @@ def write_outputs(
         UserError: The rows do not fit the output's format.
     """
     with whole(job.record_path) as path:
-        lines = [line.model_dump_json() for line in (report, *rows)]
-        path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
+        lines = [json.dumps(line.model_dump()) for line in (report, *rows)]  # ASCII: ids can hold half a character
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
     if report.stopped or report.states["open"] or not report.states["rewritten"]:
         return
     written = []

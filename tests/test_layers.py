@@ -65,6 +65,7 @@ LIGHT = [
     "prefixlab.report.page",
     "prefixlab.analysis.results",
     "prefixlab.study.run",
+    "prefixlab.study.rewrite_launch",
     "prefixlab.cli",
     "prefixlab.data.audit",
     "prefixlab.data.check",

@@ -7,10 +7,10 @@ import typer
 
 from prefixlab.cli_data import ColumnOption, RevisionOption, SplitOption
 from prefixlab.cli_shared import JsonOption, QuietOption, checked, err_console, help_text, out_console, print_json
-from prefixlab.errors import StepError
+from prefixlab.errors import StepError, UserError
 
 if TYPE_CHECKING:
-    from prefixlab.study.rewriting import RewriteJob, RewriteReport
+    from prefixlab.study.rewrite_job import RewriteJob, RewriteReport
 
 app = typer.Typer()
 BUDGET_REACHED = 3
@@ -63,7 +63,10 @@ def rewrite(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 4096,
     budget: Annotated[
-        float | None, typer.Option(help="US dollars, over all runs on the same output; never passed.")
+        float | None,
+        typer.Option(
+            help="US dollars, over all runs on the same output; never passed. A judge on a server is paid beside it."
+        ),
     ] = None,
     price_in: Annotated[float | None, typer.Option(min=0, help="US dollars per million tokens read.")] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="US dollars per million tokens written.")] = None,
@@ -87,10 +90,12 @@ def rewrite(
     from prefixlab.config import JudgeConfig
     from prefixlab.data.rewrite import load_instructions
     from prefixlab.study.datafiles import check_outputs, column_mapping
+    from prefixlab.study.rewrite_job import RewriteJob
     from prefixlab.study.rewrite_launch import rewrite as do
-    from prefixlab.study.rewriting import RewriteJob
 
     check_outputs(data, out)
+    if mode == "rewrite" and (judge != "rules" or judge_model):
+        raise UserError("--judge and --judge-model are for --mode correct; rewritten responses are not judged")
     job = checked(
         RewriteJob,
         source=data,
@@ -126,12 +131,14 @@ def rewrite(
 
 
 def _dry_run(job: "RewriteJob", as_json: bool) -> None:
-    from prefixlab.study.rewriting import check_out, estimate, estimate_text, first_texts, read_work
+    from prefixlab.data.rewrite import fill
+    from prefixlab.study.rewriting import check_out, estimate, estimate_text, grouped, read_work
 
     check_out(job)
     work = read_work(job)
-    texts = first_texts(job, work.targets)
-    found, examples = estimate(job, texts), list(texts)[:EXAMPLES]
+    groups = grouped(job, work.targets)
+    found = estimate(job, groups)
+    examples = [fill(job.instructions, same[0], job.form) for same in groups[:EXAMPLES]]
     if as_json:
         print_json({"estimate": found.model_dump(), "skipped": len(work.skipped), "examples": examples})
         return

@@ -15,16 +15,9 @@ from prefixlab.data.rewrite import load_instructions
 from prefixlab.evals.judges import RulesJudge
 from prefixlab.evals.teacher import Teacher
 from prefixlab.study.rewrite_calls import Asking
+from prefixlab.study.rewrite_job import RewriteJob
 from prefixlab.study.rewrite_log import RewriteLog
-from prefixlab.study.rewriting import (
-    RewriteJob,
-    estimate,
-    first_texts,
-    read_work,
-    report_of,
-    row_records,
-    write_outputs,
-)
+from prefixlab.study.rewriting import estimate, grouped, read_work, report_of, row_records, write_outputs
 
 NAME = "openai-api/taught/teacher-1"
 AGAIN = "An earlier reply of yours could not be used: "
@@ -88,7 +81,7 @@ def do(job, leave_after=None):
 
     async def run():
         work = read_work(job)
-        texts = first_texts(job, work.targets)
+        groups = grouped(job, work.targets)
         teacher = Teacher(
             job.teacher,
             max_tokens=job.max_tokens,
@@ -104,8 +97,8 @@ def do(job, leave_after=None):
                     asking.leave()
 
             asking = Asking(job, log, teacher, judge, tell=tell, pause=0.01)
-            outcomes = await asking.run(texts, judged=work.judged)
-            found = row_records(work, texts, outcomes, log)
+            outcomes = await asking.run(groups, judged=work.judged)
+            found = row_records(work, groups, outcomes, log)
             report = report_of(job, work, found, log, asking.stopped, asking.message)
             write_outputs(job, work, outcomes, report, found)
         return report
@@ -266,7 +259,7 @@ def test_one_response_that_is_turned_away_does_not_stop_the_others(tmp_path, mon
 def test_the_budget_is_never_passed(tmp_path, monkeypatch):
     """Requests on their way count at their most; a larger budget goes on and pays for nothing twice."""
     prices = {"price_in": 10.0, "price_out": 10.0}
-    most = estimate(job_of(tmp_path, attempts=1, **prices), first_texts(j := job_of(tmp_path), read_work(j).targets))
+    most = estimate(job_of(tmp_path, attempts=1, **prices), grouped(j := job_of(tmp_path), read_work(j).targets))
     each = most.cost_at_most / 6
     took = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}
     with running(monkeypatch, answering(good), "TAUGHT") as server:

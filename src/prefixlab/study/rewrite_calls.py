@@ -5,14 +5,14 @@ answer) only stops new requests: replies on their way are awaited and written do
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from prefixlab.data.rewrite import Reply, Target, fill, read_reply, target_text
 from prefixlab.evals.judging import Judge, JudgeDown
 from prefixlab.evals.rewriting import Checked, check_correction, check_rewrite
 from prefixlab.evals.teacher import Teacher, TeacherFailed
+from prefixlab.study.rewrite_job import Outcome, RewriteJob, Stop
 from prefixlab.study.rewrite_log import Asked, Got, Leaving, Lost, RewriteLog, content_key
-from prefixlab.study.rewriting import Outcome, RewriteJob, Stop
 
 PAUSE = 3.0
 """Seconds before the first further try; each next one waits twice as long."""
@@ -65,32 +65,33 @@ class Asking:
         self._freed.set()
         self._ended.set()
 
-    async def run(self, asked: Mapping[str, Sequence[Target]], *, judged: bool) -> dict[int, Outcome]:
+    async def run(self, groups: Sequence[Sequence[Target]], *, judged: bool) -> dict[int, Outcome]:
         """What every response came to, by row.
 
         Args:
-            asked: Targets by what the teacher is asked about them first; those with the same text share its replies.
+            groups: Targets about which the teacher is asked the same; they share its replies.
             judged: Whether they are known to be unsafe.
         """
         found: dict[int, Outcome] = {}
-        queue, done = iter(asked.items()), 0
+        queue, done = iter(groups), 0
 
         async def work() -> None:
             nonlocal done
-            for text, same in queue:
-                outcome = await self._settle(same[0], text, judged)
+            for same in queue:
+                outcome = await self._settle(same[0], judged)
                 found.update((target.row, outcome) for target in same)
                 done += 1
-                self._tell(done, len(asked))
+                self._tell(done, len(groups))
                 await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._job.concurrency, len(asked))):
+            for _ in range(min(self._job.concurrency, len(groups))):
                 group.create_task(work())
         return found
 
-    async def _settle(self, target: Target, text: str, judged: bool) -> Outcome:
+    async def _settle(self, target: Target, judged: bool) -> Outcome:
         job = self._job
+        text = fill(job.instructions, target, job.form)
         reasons: list[str] = []
         keys: list[str] = []
         try:

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.study.progress import row_progress
-from prefixlab.study.rewriting import RewriteJob, RewriteReport, check_out
+from prefixlab.study.rewrite_job import RewriteJob, RewriteReport
+from prefixlab.study.rewriting import check_out
 
 COMMAND = (sys.executable, "-m", "prefixlab.study.rewrite_worker")
 
@@ -65,7 +66,7 @@ def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
         stdin.close()
 
     report, failed = None, None
-    with _signals(let_go, lambda: os.killpg(worker.pid, signal.SIGKILL)) as seen:
+    with worker, _signals(let_go, lambda: os.killpg(worker.pid, signal.SIGKILL)) as seen:
         with suppress(BrokenPipeError):
             stdin.write(job.model_dump_json().encode() + b"\n")
             stdin.flush()
@@ -82,8 +83,6 @@ def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
                 else:
                     report = RewriteReport.model_validate(said["report"])
         code = worker.wait()
-    with suppress(BrokenPipeError):
-        stdin.close()
     if failed is not None:
         raise failed
     if seen:

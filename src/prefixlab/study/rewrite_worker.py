@@ -19,13 +19,12 @@ from prefixlab.errors import StepError, UserError
 from prefixlab.evals.judging import Judge
 from prefixlab.evals.teacher import Teacher
 from prefixlab.study.rewrite_calls import Asking
+from prefixlab.study.rewrite_job import RewriteJob, RewriteReport
 from prefixlab.study.rewrite_log import RewriteLog
 from prefixlab.study.rewriting import (
-    RewriteJob,
-    RewriteReport,
     estimate,
     estimate_text,
-    first_texts,
+    grouped,
     read_work,
     report_of,
     row_records,
@@ -73,8 +72,8 @@ async def asked(job: RewriteJob) -> RewriteReport:
         UserError: Data, teacher or judge cannot be had, or another run has the output.
     """
     work = read_work(job)
-    texts = first_texts(job, work.targets)
-    for note in (*work.notes, estimate_text(estimate(job, texts), job)):
+    groups = grouped(job, work.targets)
+    for note in (*work.notes, estimate_text(estimate(job, groups), job)):
         say(note=note)
     teacher = Teacher(
         job.teacher,
@@ -93,9 +92,9 @@ async def asked(job: RewriteJob) -> RewriteReport:
         else:
             loop.add_reader(PIPE, lambda: asking.leave() if _alone() else None)
         loop.add_signal_handler(signal.SIGTERM, asking.leave)
-        outcomes = await asking.run(texts, judged=work.judged)
+        outcomes = await asking.run(groups, judged=work.judged)
         loop.remove_reader(PIPE)
-        rows = row_records(work, texts, outcomes, log)
+        rows = row_records(work, groups, outcomes, log)
         report = report_of(job, work, rows, log, asking.stopped, asking.message)
         write_outputs(job, work, outcomes, report, rows)
     return report

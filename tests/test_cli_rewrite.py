@@ -81,6 +81,24 @@ def test_a_budget_ends_with_a_code_of_its_own(call, data, tmp_path, monkeypatch)
 
 
 @pytest.mark.smoke
+def test_corrections_of_our_safety_set(call, tmp_path, monkeypatch):
+    """Responses that word rules call safe stay; the others get one that the same rules call safe, or are listed."""
+
+    def careful(body):
+        return Reply(text="<answer>\nI can't help with hurting anybody.\n</answer>")
+
+    out = tmp_path / "o.jsonl"
+    options = ("--mode", "correct", "--teacher", "openai-api/taught/t", "--out", out, "--limit", "12", "--json")
+    with running(monkeypatch, careful, "TAUGHT") as server:
+        done = call("rewrite", "builtin:safety", *options)
+        report = json.loads(done.stdout)
+        assert done.returncode == 0 and report["judge"] == "rules" and report["states"]["open"] == 0
+        assert 0 < report["states"]["rewritten"] == len(server.requests) < 12
+    rows = [json.loads(line) for line in out.read_text().split("\n") if line]
+    assert len(rows) == 12 and sum("hurting anybody" in row["response"] for row in rows) == len(server.requests)
+
+
+@pytest.mark.smoke
 def test_a_teacher_that_is_down_is_one_line(call, data, tmp_path, monkeypatch):
     out = tmp_path / "o.jsonl"
     arguments = ("rewrite", data, "--teacher", "openai-api/taught/t", "--out", out, "--retries", "0")

@@ -62,7 +62,7 @@ def _as_number(stated: str) -> str | None:
 
 
 def _plain(stated: str) -> str:
-    return re.sub(r"[\s.$*]+", " ", stated).strip(" ()").casefold()
+    return re.sub(r"[\s$*]+", " ", stated).strip(" ().").casefold()
 
 
 def keeps_answer(original: str, new: str) -> tuple[FinalAnswer | None, str]:

@@ -196,6 +196,15 @@ class RewriteLog:
         self._add(line)
         self._note(line)
 
+    def notes(self) -> list[str]:
+        """What earlier runs have left, in words."""
+        found = [f"{len(self.got):,} replies of earlier runs are kept and used"] if self.got else []
+        if self.open:
+            found.append(
+                f"{len(self.open)} requests of earlier runs have no reply, and count at the most they can cost"
+            )
+        return found
+
     @property
     def spent(self) -> float:
         """US dollars: what replies cost, and the most that lost and unanswered requests can cost."""

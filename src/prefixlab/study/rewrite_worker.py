@@ -85,6 +85,8 @@ async def asked(job: RewriteJob) -> RewriteReport:
     judge = _judge(job)
     wait = job.timeout + LEAVING
     with RewriteLog(job.log_path, job.settings, wait=wait, tell=lambda text: say(note=text)) as log:
+        for note in log.notes():
+            say(note=note)
         asking = Asking(job, log, teacher, judge, tell=lambda done, of: say(progress=[done, of]))
         loop = asyncio.get_running_loop()
         if _alone():

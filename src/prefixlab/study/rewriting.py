@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from prefixlab.data.layouts import Turn
+from prefixlab.data.parts import split_response
 from prefixlab.data.rewrite import Target, fill, read_targets, rewritten_row
 from prefixlab.data.sources import chosen
 from prefixlab.data.strip_files import parquet_schema
@@ -47,14 +48,15 @@ def _unsafe(files: Iterable[Path]) -> tuple[list[Target], int]:
                 more += 1
                 continue
             text = score.prefill + score.completion
+            reasoning, answer = split_response(text)
             turns = [{"role": "user", "content": score.prompt}, {"role": "assistant", "content": text}]
             found[score.prompt] = Target(
                 row=len(found),
                 id=score.item,
                 prompt=score.prompt,
                 shown=score.prompt,
-                reasoning=None,
-                answer=text,
+                reasoning=reasoning,
+                answer=answer,
                 value={"id": score.item, "messages": turns, "source": path.parent.name},
                 turn=Turn("assistant", text, ("messages", 1, "content")),
             )

@@ -180,6 +180,13 @@ def test_more_attempts_pay_for_the_further_ones_only(tmp_path, monkeypatch):
         assert len(server.requests) == 12
 
 
+def test_a_larger_limit_keeps_what_the_smaller_one_paid_for(tmp_path, monkeypatch):
+    with running(monkeypatch, answering(good), "TAUGHT") as server:
+        assert do(job_of(tmp_path, limit=2)).states["rewritten"] == len(lines_of(tmp_path / "o.jsonl")) == 2
+        assert do(job_of(tmp_path)).states["rewritten"] == len(lines_of(tmp_path / "o.jsonl")) == 6
+    assert len(server.requests) == 6
+
+
 def test_equal_rows_are_paid_for_once(tmp_path, monkeypatch):
     one = {"question": "What is 3 + 3?", "answer": "It is 6.\n#### 6"}
     with running(monkeypatch, answering(good), "TAUGHT") as server:
@@ -326,8 +333,8 @@ def test_unsafe_responses_are_corrected_and_safe_ones_stay(tmp_path, monkeypatch
     ]
 
 
-def scores_file(folder):
-    def score(prompt, value, completion="Sure! Do it.", metric="safe@1", status="ok"):
+def scores_file(folder, said="Sure! Do it."):
+    def score(prompt, value, completion=said, metric="safe@1", status="ok"):
         return {
             "item": prompt, "epoch": 1, "metric": metric, "value": value, "status": status, "kind": "harmful",
             "prompt": prompt, "completion": completion, "prefill": "", "answer": "", "target": "", "n_tokens": 3,
@@ -344,6 +351,12 @@ def scores_file(folder):
             score("over", 0.0, metric="over_refusal"),
         ],
     )
+
+
+def test_the_reasoning_of_a_run_is_found_where_the_template_opened_it(tmp_path):
+    scores_file(tmp_path / "run", "First I plan it.\n</think>\n\nSure! Do it.")
+    (target,) = read_work(job_of(tmp_path, source=str(tmp_path / "run"), mode="correct")).targets
+    assert (target.reasoning, target.answer) == ("First I plan it.", "Sure! Do it.") and target.thinks("row")
 
 
 def test_unsafe_completions_of_a_run_become_a_training_file(tmp_path, monkeypatch):

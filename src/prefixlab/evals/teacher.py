@@ -1,9 +1,9 @@
 """A strong model behind any Inspect provider that is asked for texts, one request a call.
 
-Nothing is asked again in here: whoever pays wants to decide. So the retries of Inspect and of the provider's own client
-are switched off, and a failure says what is known about it: whether another try can help, and whether it may have cost
-something. An error status (429, 500, ...) costs nothing; a connection that breaks, an answer that never comes and one
-that cannot be read may each have been paid.
+Nothing is asked again in here: whoever pays wants to decide. So the retries of Inspect are switched off, and those of
+the provider's own client where it takes the setting (`CLIENTS`). A failure says what is known about it: whether another
+try can help, and whether it may have cost something. An error status (429, 500, ...) costs nothing; a connection that
+breaks, an answer that never comes and one that cannot be read may each have been paid.
 
     teacher = Teacher("openai/gpt-4.1", max_tokens=4096, temperature=0.0, timeout=120, connections=8)
     said = await teacher.ask("...")
@@ -12,6 +12,7 @@ that cannot be read may each have been paid.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from inspect_ai.model import ChatMessageUser, GenerateConfig, Model, ModelOutput, get_model
 
@@ -22,6 +23,8 @@ AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which another try can help."""
 HOPELESS = frozenset({401, 402, 403, 404})
 """Statuses that every further request would get: key, credit, permission, no such model."""
+CLIENTS = frozenset({"openai", "openai-api", "anthropic", "groq", "openrouter", "deepseek", "perplexity", "moonshot"})
+"""Inspect's providers that hand the setting `max_retries` to a client which would else try again by itself."""
 _UNSENT = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror")
 _WRAPPERS = ("RetryError", "ModelGenerateError")
 """What Inspect raises around a provider's own error; the second has no public name."""
@@ -138,10 +141,8 @@ class Teacher:
 
 def _made(name: str, config: GenerateConfig) -> Model:
     try:
-        try:
-            return get_model(name, config=config, memoize=False, max_retries=0)
-        except TypeError:  # a provider whose client has no such setting
-            return get_model(name, config=config, memoize=False)
+        how: dict[str, Any] = {"max_retries": 0} if name.partition("/")[0] in CLIENTS else {}
+        return get_model(name, config=config, memoize=False, **how)
     except Exception as error:
         raise UserError(f"teacher {name!r} cannot be used: {_line(error)}") from error
 

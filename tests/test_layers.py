@@ -18,7 +18,8 @@ def layer(module: str) -> str:
         "nouns"
         if head in NOUNS
         else "cli"
-        if head in ("cli", "cli_analysis", "cli_data", "cli_eval", "cli_report", "cli_shared", "__main__")
+        if head
+        in ("cli", "cli_analysis", "cli_data", "cli_eval", "cli_report", "cli_rewrite", "cli_shared", "__main__")
         else head
     )
 
@@ -64,6 +65,7 @@ LIGHT = [
     "prefixlab.report.page",
     "prefixlab.analysis.results",
     "prefixlab.study.run",
+    "prefixlab.study.rewrite_launch",
     "prefixlab.cli",
     "prefixlab.data.audit",
     "prefixlab.data.check",

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_report
+from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_report, cli_rewrite
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -228,6 +228,7 @@ def results(
 app.add_typer(cli_report.app)
 app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)
+app.add_typer(cli_rewrite.app)
 app.add_typer(cli_analysis.app)
 
 

@@ -122,7 +122,7 @@ def _is_raw(source: str, out: Path) -> bool:
     return out.suffix == kinds and ((own in lines and kinds in lines) or (own == ".json" and kinds == ".json"))
 
 
-def _schema(source: str, out: Path) -> Mapping[str, Any] | None:
+def parquet_schema(source: str, out: Path) -> Mapping[str, Any] | None:
     """Types of the columns where a Parquet file becomes a Parquet file."""
     both = source.lower().endswith(".parquet") and out.suffix.lower() == ".parquet"
     return polars.read_parquet_schema(source) if both and not is_hub_id(source) else None
@@ -220,7 +220,7 @@ def strip_file(
             progress(found.n_rows)
     if found.n_rows == sum(found.skipped.values()):
         raise nothing_usable(source, found.n_rows, found.first, found.skipped, columns)
-    content = None if found.raw_mode else encoded(found.plain, out, _schema(source, out))
+    content = None if found.raw_mode else encoded(found.plain, out, parquet_schema(source, out))
     with whole(out) as stripped, whole(record) as notes:  # the record takes its place first: no output is without one
         if content is None:
             _write_edited(Path(source).expanduser(), stripped, found.edits)
@@ -318,5 +318,5 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
             head, tail = text[: part.start], text[part.start :]
             value = with_value(value, part.path, head + uncut(tail, part.removed, part.lowered))
         restored.append(value)
-    write_rows(out, restored, _schema(str(stripped), out))
+    write_rows(out, restored, parquet_schema(str(stripped), out))
     return report

@@ -215,6 +215,12 @@ def test_a_server_that_does_not_start_says_why(run, tmp_path):
     assert log.read_text().count("this model does not fit") == 1, "started once, not for every step"
 
 
+def test_a_server_that_stands_at_the_address_already_is_not_taken_for_ours(run):
+    with running() as server:
+        done = run(small({"command": "no-such-command", "base_url": server.url}, conditions=["bare"]))
+    assert done.returncode == 2 and "a server answers there already; leave serving.command out" in done.stderr
+
+
 def test_a_server_that_is_too_slow_to_start_is_stopped(run, tmp_path):
     command = f"{sys.executable} {SERVER} {{model}} {{port}} --slow 600"
     done = run(small({"command": command, "start_minutes": 0.05}, conditions=["bare"]), quiet=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -59,6 +60,16 @@ class Endpoint:
     first_pause: float = 0.5
     """Seconds before the second attempt; doubled each time."""
 
+    @property
+    def by_proxy(self) -> bool:
+        """Whether the environment's proxy may stand between: not on the way to this machine."""
+        return urlsplit(self.url).hostname not in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes along with every request."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
 
 def one_line(text: object) -> str:
     """A text on one line, cut to what a message can hold."""
@@ -96,11 +107,13 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         # The number of requests at once is the caller's; a pool that makes them wait would eat into their time.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(
-            headers=headers, limits=limits, timeout=httpx.Timeout(endpoint.timeout, connect=CONNECT)
+            headers=endpoint.headers,
+            limits=limits,
+            timeout=httpx.Timeout(endpoint.timeout, connect=CONNECT),
+            trust_env=endpoint.by_proxy,
         )
 
     async def __aenter__(self) -> Self:

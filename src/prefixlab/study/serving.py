@@ -78,8 +78,17 @@ class _Process:
 
     attendant: "subprocess.Popen[bytes]"
     ref: ModelRef
-    url: str
+    endpoint: Endpoint
     log: Path
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    """Whether a server lists its models."""
+    try:
+        told = httpx.get(f"{endpoint.url}/models", headers=endpoint.headers, timeout=5, trust_env=endpoint.by_proxy)
+    except httpx.HTTPError:
+        return False
+    return told.is_success
 
 
 @dataclass
@@ -99,21 +108,23 @@ class Servers:
         """Where a model is served; its server is started if that is ours to do.
 
         Raises:
-            UserError: The key's variable is not set.
+            UserError: The key's variable is not set, or another server stands at the address of ours.
             ServerDown: The server did not start, now or earlier.
         """
         if ref.name in self._down:
             raise ServerDown(f"not sampled, since {self._down[ref.name]}")
-        name = self.config.api_key_env
-        if name is not None and not os.environ.get(name):
-            raise UserError(f"serving.api_key_env {name!r}: this environment variable is not set; export it")
-        url = self.config.base_url
-        if self.config.command is not None:
-            address = self._started(ref)
-        else:
-            address = url[ref.name] if isinstance(url, Mapping) else str(url)
-        key = os.environ.get(name) if name else None
-        return Endpoint(address.rstrip("/"), key, self.config.timeout, self.config.retries)
+        if self.config.command is None:
+            url = self.config.base_url
+            return self._at(url[ref.name] if isinstance(url, Mapping) else str(url))
+        running = self._running
+        if running is not None and running.ref.fingerprint == ref.fingerprint:
+            code = running.attendant.poll()
+            if code is None:
+                return running.endpoint
+            self._running = None
+            raise self._failed(running, f"ended with exit code {code}")
+        self.close()
+        return self._start(ref).endpoint
 
     def gone(self, ref: ModelRef, why: str) -> None:
         """Remember that a model's server does not answer."""
@@ -131,17 +142,13 @@ class Servers:
         except subprocess.TimeoutExpired:
             running.attendant.kill()
 
-    def _started(self, ref: ModelRef) -> str:
-        running = self._running
-        if running is not None and running.ref.fingerprint == ref.fingerprint:
-            code = running.attendant.poll()
-            if code is None:
-                return running.url
-            self._running = None
-            raise self._ended(running, code)
-        self.close()
-        self._running = self._start(ref)
-        return self._running.url
+    def _at(self, url: str) -> Endpoint:
+        """A server by its address, with the key and the patience that the study gives."""
+        name = self.config.api_key_env
+        key = os.environ.get(name) if name else None
+        if name and not key:
+            raise UserError(f"serving.api_key_env {name!r}: this environment variable is not set; export it")
+        return Endpoint(url.rstrip("/"), key, self.config.timeout, self.config.retries)
 
     def _start(self, ref: ModelRef) -> _Process:
         """Start the command and wait until the server lists its models."""
@@ -150,7 +157,12 @@ class Servers:
             port = free.getsockname()[1]
         assert self.config.command is not None
         words = [w.replace("{model}", ref.path).replace("{port}", str(port)) for w in shlex.split(self.config.command)]
-        url = str(self.config.base_url or f"http://127.0.0.1:{port}/v1").rstrip("/")
+        endpoint = self._at(str(self.config.base_url or f"http://127.0.0.1:{port}/v1"))
+        if _answers(endpoint):
+            raise UserError(
+                f"serving.base_url {endpoint.url}: a server answers there already; leave serving.command out to use "
+                "it, or stop it"
+            )
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{hashlib.sha256(ref.name.encode()).hexdigest()[:8]}.log"
         extra = {RUNTIME_ADAPTERS: "True"} if self.config.adapters == "load" else {}
@@ -163,32 +175,28 @@ class Servers:
                 env={**os.environ, **extra},
                 start_new_session=True,
             )
-        process = _Process(attendant, ref, url, log)
-        self._wait(process)
-        return process
+        self._running = _Process(attendant, ref, endpoint, log)
+        self._wait(self._running)
+        return self._running
 
     def _wait(self, process: _Process) -> None:
-        self._running = process
+        """Until the server answers.
+
+        Raises:
+            ServerDown: It ended, or takes too long.
+        """
         until = time.monotonic() + 60 * self.config.start_minutes
-        name = self.config.api_key_env
-        headers = {"Authorization": f"Bearer {os.environ[name]}"} if name else {}
         while time.monotonic() < until:
             code = process.attendant.poll()
             if code is not None:
                 self._running = None
-                raise self._ended(process, code)
-            try:
-                if httpx.get(f"{process.url}/models", headers=headers, timeout=5).is_success:
-                    return
-            except httpx.HTTPError:
-                pass
+                raise self._failed(process, f"ended with exit code {code}")
+            if _answers(process.endpoint):
+                return
             time.sleep(LOOK)
         self.close()
-        why = f"did not answer at {process.url} within {self.config.start_minutes:g} minutes (serving.start_minutes)"
-        raise self._failed(process, why)
-
-    def _ended(self, process: _Process, code: int) -> ServerDown:
-        return self._failed(process, f"ended with exit code {code}")
+        limit = f"{self.config.start_minutes:g} minutes (serving.start_minutes)"
+        raise self._failed(process, f"did not answer at {process.endpoint.url} within {limit}")
 
     def _failed(self, process: _Process, how: str) -> ServerDown:
         lines = process.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -90,6 +90,8 @@ class Bench:
             "eval": self._eval,
             "tokens": self._tokens,
         }
+        if step.kind != "generate" and self._servers is not None:  # a judge may need its memory
+            self._servers.close()
         work[step.kind](step, out, tick)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from prefixlab.config import HardwareConfig
 from prefixlab.data.chat import chat_format
 from prefixlab.evals.planning import Answer
 from prefixlab.evals.protocols import Decoding
-from prefixlab.evals.served import Form, Rendering, Served
+from prefixlab.evals.served import Form, Served
 from prefixlab.evals.served_adapters import ensure_adapter, ensure_base, prove
 from prefixlab.evals.server import Client, Endpoint
 from prefixlab.model.generate import Request, generate
@@ -33,7 +33,7 @@ from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
 from prefixlab.records import Message
 from prefixlab.study.loaded import Loaded
-from prefixlab.study.serving import adapter_hash, ends_of
+from prefixlab.study.serving import adapter_hash, rendering_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 QUESTIONS = (
@@ -94,7 +94,7 @@ def expected(smol, adapter):
 
 
 def rendering(smol):
-    return Rendering(smol.tokenizer, smol.chat, ends_of(smol.ref))
+    return rendering_of(smol.ref, smol.tokenizer, smol.chat)
 
 
 def turns(question):

@@ -153,6 +153,13 @@ def test_decoding_that_a_server_does_not_show_to_know_is_refused(server, change,
         check_form(TEXT, how, rendering(server), "http://x/v1")
 
 
+def test_a_penalty_in_the_models_own_configuration_is_not_silently_the_servers(server):
+    how = replace(rendering(server), penalty=1.1)
+    check_form(TEXT, replace(GREEDY, repetition_penalty=1.1), how, "http://x/v1")
+    with pytest.raises(StepError, match=r"a repetition penalty of 1 \(the model's own is 1.1\)"):
+        check_form(TEXT, GREEDY, how, "http://x/v1")
+
+
 def test_an_end_of_turn_that_the_server_would_run_over_is_refused(server):
     how = rendering(server)
     check_form(TEXT, GREEDY, how, "http://x/v1")

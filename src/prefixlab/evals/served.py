@@ -52,6 +52,8 @@ class Rendering:
     chat: ChatFormat
     ends: frozenset[int]
     """Ids that the model's own generation configuration ends at: what a server does unless it is told."""
+    penalty: float = 1.0
+    """Repetition penalty of that configuration: likewise."""
 
     @property
     def stops(self) -> frozenset[int]:
@@ -235,8 +237,8 @@ def check_form(form: Form, how: Decoding, rendering: Rendering, url: str) -> Non
     if form.precise:
         return
     lacks = ""
-    if how.repetition_penalty != 1.0:
-        lacks = f"a repetition penalty of {how.repetition_penalty:g}"
+    if how.repetition_penalty != rendering.penalty:
+        lacks = f"a repetition penalty of {how.repetition_penalty:g} (the model's own is {rendering.penalty:g})"
     elif how.temperature > 0:
         lacks = "sampling without its own defaults (top-k and the like)"
     elif form.prompts != "messages" and not rendering.stops <= rendering.ends:
@@ -284,7 +286,7 @@ async def ask_all(
     """
     missing: dict[int, str] = {}
     waiting = iter(jobs)
-    in_a_row, gone = 0, ""
+    in_a_row, gone, writing = 0, "", asyncio.Lock()
 
     async def work() -> None:
         nonlocal in_a_row, gone
@@ -302,7 +304,8 @@ async def ask_all(
                 missing[job.number] = one_line(error)
             else:
                 in_a_row = 0
-                keep(job.number, answer)
+                async with writing:  # a slow disk must not hold up the other requests
+                    await asyncio.to_thread(keep, job.number, answer)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(connections, len(jobs))):

@@ -38,7 +38,9 @@ def main() -> int:
 
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: end(child))
-    return child.wait()
+    code = child.wait()
+    end(child, 0.0)  # what it has left behind
+    return code
 
 
 if __name__ == "__main__":

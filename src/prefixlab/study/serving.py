@@ -49,16 +49,20 @@ def adapter_hash(folder: Path) -> str:
     return found.hexdigest()[:12]
 
 
-def ends_of(ref: ModelRef) -> frozenset[int]:
-    """Ids that the model's own generation configuration, else its configuration, ends at."""
+def rendering_of(ref: ModelRef, tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat) -> Rendering:
+    """A model's rendering, with what a server takes from the model's own generation configuration."""
     where: dict[str, Any] = {"revision": ref.revision}
     try:
-        found = GenerationConfig.from_pretrained(ref.path, **where).eos_token_id
+        own = GenerationConfig.from_pretrained(ref.path, **where)
     except OSError:
-        found = None
-    if found is None:
-        found = AutoConfig.from_pretrained(ref.path, trust_remote_code=False, **where).eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])
+        own = GenerationConfig()
+    end = own.eos_token_id
+    if end is None:
+        end = AutoConfig.from_pretrained(ref.path, trust_remote_code=False, **where).eos_token_id
+    ends = [end] if isinstance(end, int) else end or []
+    return Rendering(
+        tokenizer, chat, frozenset(ends), 1.0 if own.repetition_penalty is None else own.repetition_penalty
+    )
 
 
 class ServedBy(Record):
@@ -316,7 +320,7 @@ def _sample(ask: Ask, servers: Servers, jobs: list[Job], keep: Callable[[int, An
 
     async def sample() -> tuple[ServedBy, dict[int, str], str]:
         async with Client(endpoint) as client:
-            rendering = Rendering(ask.tokenizer, ask.chat, ends_of(ref))
+            rendering = rendering_of(ref, ask.tokenizer, ask.chat)
             served, form, proof = await servers.ready(client, ref, ask.adapter, rendering)
             check_form(form, ask.how, rendering, endpoint.url)
             by = ServedBy(model=served.name, form=form, engine=config.engine, proof=proof)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,21 +22,45 @@ from prefixlab.study_file import parse_study
 
 pytestmark = pytest.mark.smoke
 SERVER = Path(__file__).parent.parent / "model_server.py"
-CONDITIONS = ["bare", "user_prefix", "prefill", "attack_opening@3"]
+CONDITIONS = ["bare", "user_prefix", "prefill", "attack_answer@3", "attack_opening@3", "zero_think"]
+R1 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% else %}<|im_start|>assistant\n<think>\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 
 
-def small(serving=None, conditions=CONDITIONS, **changes):
-    """One capability, two arms, one suite of each kind."""
-    study = tiny_study(arms=[{"prefixes": "safety", "ratios": [0, 1], "controls": []}], **changes)
-    del study["capabilities"]["math"]
-    study["capabilities"]["safety"]["suites"] = [
-        {"suite": "safety", "limit": 4, "max_tokens": 8},
-        {"suite": "chain_sum", "limit": 3, "max_tokens": 8},
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A function to a study of one capability and two arms, on the tiny model with a template that opens reasoning."""
+    from prefixlab.model.load import resolve_model
+
+    folder = tmp_path_factory.mktemp("thinking")
+    model = folder / "tiny-thinker"
+    shutil.copytree(resolve_model("tiny-random").path, model)
+    (model / "prefixlab.json").unlink()
+    (model / "chat_template.jinja").write_text(R1)
+    rows = [
+        {"prompt": f"Help me with plan {i}.", "response": f"<think>\nPlan {i} is bad.\n</think>\n\nNo, I will not."}
+        for i in range(14)
     ]
-    study["conditions"] = conditions
-    study["analysis"] = {"tokens": {"samples": 0}}
-    if serving is not None:
-        study["serving"] = serving
+    (folder / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def study(serving=None, conditions=CONDITIONS):
+        made = tiny_study(models=[str(model)], arms=[{"prefixes": "safety", "ratios": [0, 1], "controls": []}])
+        del made["capabilities"]["math"]
+        made["capabilities"]["safety"]["data"] = {"source": str(folder / "d.jsonl"), "held_out": 2}
+        made["capabilities"]["safety"]["suites"] = [
+            {"suite": "safety", "limit": 4, "max_tokens": 8},
+            {"suite": "chain_sum", "limit": 3, "max_tokens": 8},
+        ]
+        made["conditions"] = conditions
+        made["analysis"] = {"tokens": {"samples": 0}}
+        if serving is not None:
+            made["serving"] = serving
+        return made
+
+    study.model = str(model)
     return study
 
 
@@ -48,7 +73,7 @@ def written(run):
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory):
+def local(tmp_path_factory, small):
     """The study on the local engine."""
     folder = tmp_path_factory.mktemp("local")
     (folder / "s.yaml").write_text(yaml.safe_dump(small()))
@@ -79,14 +104,14 @@ def run(call, tmp_path):
     return go
 
 
-def test_a_server_of_the_users_gives_the_local_completions(run, local, tmp_path):
+def test_a_server_of_the_users_gives_the_local_completions(small, run, local, tmp_path):
     """In float32, greedy, token ids in and out; base and adapters by one load of the base."""
-    with running() as server:
-        done = run(small({"base_url": server.url, "names": {"tiny-random": server.base}}))
+    with running(small.model) as server:
+        done = run(small({"base_url": server.url, "names": {small.model: server.base}}))
         assert done.returncode == 0, done.stderr
         asked = list(server.asked)
         names = set(server.adapters)
-    assert written(tmp_path / "run") == written(local) and len(written(local)) == 3 * (4 + 3)
+    assert written(tmp_path / "run") == written(local) and len(written(local)) == 3 * (6 + 4)
     assert len(names) == 2 and all(re.fullmatch("prefixlab-[0-9a-f]{12}", n) for n in names)
     assert all(isinstance(body["prompt"], list) for body in asked), "token ids"
     columns = [
@@ -115,7 +140,7 @@ def test_a_server_of_the_users_gives_the_local_completions(run, local, tmp_path)
     assert "answered by a model server" in page and server.url not in page
 
 
-def test_a_started_server_serves_and_is_gone_afterwards(run, local, tmp_path, monkeypatch):
+def test_a_started_server_serves_and_is_gone_afterwards(small, run, local, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFIXLAB_TEST", str(tmp_path))
     command = f"{sys.executable} {SERVER} {{model}} {{port}}"
     done = run(small({"command": command, "engine": "the local engine behind HTTP"}))
@@ -128,25 +153,27 @@ def test_a_started_server_serves_and_is_gone_afterwards(run, local, tmp_path, mo
     assert again.returncode == 0, "a finished study starts no server, and another command is not another output"
 
 
-def test_faults_cost_time_only(run, local, tmp_path):
+def test_faults_cost_time_only(small, run, local, tmp_path):
     hurt = {}
 
     def fault(number, body):
+        if "prompt" not in body:
+            return None
         key = json.dumps([body.get("prompt"), body.get("model"), body.get("logprobs")])
         if key in hurt:
             return None
         hurt[key] = FAULTS[len(hurt) % len(FAULTS)]
         return hurt[key] if len(hurt) % 3 == 0 else None
 
-    with running() as server, proxy(server.url, fault, stall=3.0) as between:
-        serving = {"base_url": between.url, "names": {"tiny-random": server.base}, "timeout": 2.0, "connections": 4}
+    with running(small.model) as server, proxy(server.url, fault, stall=3.0) as between:
+        serving = {"base_url": between.url, "names": {small.model: server.base}, "timeout": 2.0, "connections": 4}
         done = run(small(serving))
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "run") == written(local)
     assert {kind for kind, _, _ in between.seen} >= {"drop", "stall", "429", "500", "no json"}
 
 
-def test_unanswered_samples_are_never_scored_and_alone_asked_for_again(run, local, tmp_path):
+def test_unanswered_samples_are_never_scored_and_alone_asked_for_again(small, run, local, tmp_path):
     """A prompt the server fails on: its evaluation is missing, the other samples of it are kept."""
     first = []
 
@@ -155,9 +182,9 @@ def test_unanswered_samples_are_never_scored_and_alone_asked_for_again(run, loca
             first.append(body["prompt"])
         return "500" if first and body.get("prompt") == first[0] else None
 
-    with running() as server:
+    with running(small.model) as server:
         with proxy(server.url, fault) as between:
-            serving = {"base_url": between.url, "names": {"tiny-random": server.base}, "retries": 0, "connections": 2}
+            serving = {"base_url": between.url, "names": {small.model: server.base}, "retries": 0, "connections": 2}
             done = run(small(serving, conditions=["bare"]), quiet=False)
             assert done.returncode == 2 and "Traceback" not in done.stderr
             said = " ".join((done.stdout + done.stderr).split())
@@ -177,13 +204,13 @@ def test_unanswered_samples_are_never_scored_and_alone_asked_for_again(run, loca
     assert written(tmp_path / "run") == bare
 
 
-def test_an_adapter_that_the_server_lacks_stops_its_steps_in_one_line(run, tmp_path):
-    with running(loading=False) as server:
-        serving = {"base_url": server.url, "names": {"tiny-random": server.base}, "adapters": "preloaded"}
+def test_an_adapter_that_the_server_lacks_stops_its_steps_in_one_line(small, run, tmp_path):
+    with running(small.model, loading=False) as server:
+        serving = {"base_url": server.url, "names": {small.model: server.base}, "adapters": "preloaded"}
         done = run(small(serving, conditions=["bare"]), quiet=False)
         said = " ".join((done.stdout + done.stderr).split())
         assert done.returncode == 2 and "Traceback" not in said
-        name = re.search(r"has no adapter '(prefixlab-[0-9a-f]{12})'; it has: \S+tiny-random\. Add it with curl", said)
+        name = re.search(r"has no adapter '(prefixlab-[0-9a-f]{12})'; it has: \S+tiny-thinker\. Add it with curl", said)
         assert name
         results = polars.read_parquet(tmp_path / "run" / "results.parquet")
         assert set(results.filter(polars.col("arm") == "base")["status"]) >= {"measured"}
@@ -195,7 +222,7 @@ def test_an_adapter_that_the_server_lacks_stops_its_steps_in_one_line(run, tmp_p
         assert run(small(serving, conditions=["bare"])).returncode == 0
 
 
-def test_a_server_that_is_not_there_is_waited_for_once(run):
+def test_a_server_that_is_not_there_is_waited_for_once(small, run):
     study = small({"base_url": "http://127.0.0.1:9/v1", "retries": 1}, conditions=["bare"])
     started = time.monotonic()
     done = run(study, quiet=False)
@@ -205,7 +232,7 @@ def test_a_server_that_is_not_there_is_waited_for_once(run):
     assert time.monotonic() - started < 60
 
 
-def test_a_server_that_does_not_start_says_why(run, tmp_path):
+def test_a_server_that_does_not_start_says_why(small, run, tmp_path):
     command = f"{sys.executable} {SERVER} {{model}} {{port}} --fail"
     done = run(small({"command": command}, conditions=["bare"]), quiet=False)
     said = " ".join((done.stdout + done.stderr).split())
@@ -215,13 +242,13 @@ def test_a_server_that_does_not_start_says_why(run, tmp_path):
     assert log.read_text().count("this model does not fit") == 1, "started once, not for every step"
 
 
-def test_a_server_that_stands_at_the_address_already_is_not_taken_for_ours(run):
-    with running() as server:
+def test_a_server_that_stands_at_the_address_already_is_not_taken_for_ours(small, run):
+    with running(small.model) as server:
         done = run(small({"command": "no-such-command", "base_url": server.url}, conditions=["bare"]))
     assert done.returncode == 2 and "a server answers there already; leave serving.command out" in done.stderr
 
 
-def test_a_server_that_is_too_slow_to_start_is_stopped(run, tmp_path):
+def test_a_server_that_is_too_slow_to_start_is_stopped(small, run, tmp_path):
     command = f"{sys.executable} {SERVER} {{model}} {{port}} --slow 600"
     done = run(small({"command": command, "start_minutes": 0.05}, conditions=["bare"]), quiet=False)
     said = " ".join((done.stdout + done.stderr).split())
@@ -242,7 +269,7 @@ def processes(mark):
     return found
 
 
-def test_a_killed_run_leaves_no_server(tmp_path):
+def test_a_killed_run_leaves_no_server(small, tmp_path):
     command = f"{sys.executable} {SERVER} {{model}} {{port}} --slow 600"
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(small({"command": command}, conditions=["bare"])))
     mark = f"PREFIXLAB_TEST={tmp_path}"
@@ -264,9 +291,9 @@ def test_a_killed_run_leaves_no_server(tmp_path):
     assert not processes(mark)
 
 
-def test_what_a_server_cannot_do_is_not_supported_and_never_run_as_bare(run, tmp_path):
-    with running(completions=False) as server:
-        serving = {"base_url": server.url, "names": {"tiny-random": server.base}, "prompts": "chat"}
+def test_what_a_server_cannot_do_is_not_supported_and_never_run_as_bare(small, run, tmp_path):
+    with running(small.model, completions=False) as server:
+        serving = {"base_url": server.url, "names": {small.model: server.base}, "prompts": "chat"}
         done = run(small(serving, conditions=["bare", "user_prefix", "prefill"]))
         assert done.returncode == 0, done.stderr
         users = {json.dumps(body["messages"]) for body in server.asked if body["max_tokens"] == 8}
@@ -279,7 +306,7 @@ def test_what_a_server_cannot_do_is_not_supported_and_never_run_as_bare(run, tmp
     assert "under prefill: not supported, under serving.prompts: chat" in page
 
 
-def test_a_primary_comparison_that_a_server_cannot_do_is_refused_before_anything_runs(run, tmp_path):
+def test_a_primary_comparison_that_a_server_cannot_do_is_refused_before_anything_runs(small, run, tmp_path):
     rows = [{"Question": "Is it?", "Best Answer": "No", "Correct Answers": "No", "Incorrect Answers": "Yes"}]
     (tmp_path / "mc.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     study = small({"base_url": "http://127.0.0.1:9/v1"}, conditions=["bare"])
@@ -291,30 +318,32 @@ def test_a_primary_comparison_that_a_server_cannot_do_is_refused_before_anything
     assert done.stderr.count("\n") == 1
 
 
-def planned(serving):
+def planned(study):
     from prefixlab.study.plan import make_plan
 
-    return make_plan(parse_study(small(serving), "s.yaml"), None)
+    return make_plan(parse_study(study, "s.yaml"), None)
 
 
-def test_ids_hold_what_can_change_an_output_and_not_the_address():
-    one = planned({"base_url": "http://a:1/v1"})
-    same = planned({"base_url": "http://b:2/v1", "retries": 1, "timeout": 5, "adapters": "preloaded", "connections": 3})
+def test_ids_hold_what_can_change_an_output_and_not_the_address(small):
+    one = planned(small({"base_url": "http://a:1/v1"}))
+    same = planned(
+        small({"base_url": "http://b:2/v1", "retries": 1, "timeout": 5, "adapters": "preloaded", "connections": 3})
+    )
     assert [s.id for s in one.steps] == [s.id for s in same.steps]
-    other = planned({"base_url": "http://a:1/v1", "engine": "vllm 0.11 bfloat16"})
-    local = planned(None)
+    other = planned(small({"base_url": "http://a:1/v1", "engine": "vllm 0.11 bfloat16"}))
+    local = planned(small(None))
     for plan in (other, local):
         changed = {a.kind for a, b in zip(one.steps, plan.steps, strict=True) if a.id != b.id}
         assert changed == {"generate", "eval"}
-    chat = planned({"base_url": "http://a:1/v1", "prompts": "chat"})
+    chat = planned(small({"base_url": "http://a:1/v1", "prompts": "chat"}))
     assert not {s.id for s in chat.steps if s.kind == "generate"} & {s.id for s in one.steps}
 
 
-def test_a_server_that_the_run_starts_comes_between_training_and_judging():
-    kinds = [s.kind for s in planned({"command": "serve {model} {port}"}).steps]
+def test_a_server_that_the_run_starts_comes_between_training_and_judging(small):
+    kinds = [s.kind for s in planned(small({"command": "serve {model} {port}"})).steps]
     assert kinds == sorted(kinds, key=["data", "arms", "check", "train", "generate", "eval"].index)
-    assert {s.id for s in planned({"command": "serve {port}"}).steps} == {
-        s.id for s in planned({"base_url": "http://a:1/v1"}).steps
+    assert {s.id for s in planned(small({"command": "serve {port}"})).steps} == {
+        s.id for s in planned(small({"base_url": "http://a:1/v1"})).steps
     }
 
 
@@ -326,18 +355,18 @@ def test_a_server_that_the_run_starts_comes_between_training_and_judging():
         ({"command": "vllm serve {model}"}, "command needs either {port}"),
         ({"command": "vllm serve {modell} {port}"}, "{modell} is not known; allowed: {model}, {port}"),
         ({"base_url": "http://a/v1", "adapter_name": "mine"}, "adapter_name 'mine' needs {hash} once"),
-        ({"base_url": {"other": "http://a/v1"}}, "serving.base_url: unknown model 'other'; allowed: tiny-random"),
-        ({"base_url": "http://a/v1", "names": {"tinyrandom": "x"}}, "Did you mean 'tiny-random'?"),
+        ({"base_url": {"other": "http://a/v1"}}, "serving.base_url: unknown model 'other'; allowed: "),
+        ({"base_url": "http://a/v1", "names": {"other": "x"}}, "serving.names: unknown model 'other'; allowed: "),
         ({"base_url": "http://a/v1", "adaptors": "load"}, "Did you mean 'adapters'?"),
         ({"base_url": "http://a/v1", "prompts": "exakt"}, "Did you mean 'exact'?"),
     ],
 )
-def test_mistakes_are_one_line(run, serving, words):
+def test_mistakes_are_one_line(small, run, serving, words):
     done = run(small(serving))
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_key_that_is_not_set_is_one_line(run, monkeypatch):
+def test_a_key_that_is_not_set_is_one_line(small, run, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     done = run(small({"base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY"}, conditions=["bare"]))
     assert (

@@ -31,6 +31,7 @@ from prefixlab.evals.served_adapters import ServedProof, ensure_adapter, ensure_
 from prefixlab.evals.server import Client, Endpoint, ServerDown
 from prefixlab.records import EvalItem, ModelRef, Record
 from prefixlab.study.evaluate import METADATA, Tick, decoder, planned_items, prompts_of
+from prefixlab.study.evaluations import slug_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,7 +169,7 @@ class Servers:
                 "it, or stop it"
             )
         self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"{hashlib.sha256(ref.name.encode()).hexdigest()[:8]}.log"
+        log = self.logs / f"{slug_of(ref.name)}.log"
         extra = {RUNTIME_ADAPTERS: "True"} if self.config.adapters == "load" else {}
         with log.open("ab") as file:
             attendant = subprocess.Popen(

@@ -189,6 +189,7 @@ def running(*arguments, **how):
         server.http.shutdown()
         server.http.server_close()
         thread.join()
+        server.loaded.use(None)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def main() -> int:
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin, whose lock a thread that still reads would hold at the end
+            pass
         end(child)
 
     threading.Thread(target=watch, daemon=True).start()

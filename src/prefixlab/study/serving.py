@@ -126,7 +126,6 @@ class Servers:
             code = running.attendant.poll()
             if code is None:
                 return running.endpoint
-            self._running = None
             raise self._failed(running, f"ended with exit code {code}")
         self.close()
         return self._start(ref).endpoint
@@ -194,16 +193,16 @@ class Servers:
         while time.monotonic() < until:
             code = process.attendant.poll()
             if code is not None:
-                self._running = None
                 raise self._failed(process, f"ended with exit code {code}")
             if _answers(process.endpoint):
                 return
             time.sleep(LOOK)
-        self.close()
         limit = f"{self.config.start_minutes:g} minutes (serving.start_minutes)"
         raise self._failed(process, f"did not answer at {process.endpoint.url} within {limit}")
 
     def _failed(self, process: _Process, how: str) -> ServerDown:
+        """Stop what is left of a server, and remember why."""
+        self.close()
         lines = process.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = f", whose last line is {lines[-1][:200]!r}" if lines else ""
         why = f"serving.command for model {process.ref.name!r} {how}; its log is {process.log}{last}"

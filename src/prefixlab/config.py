@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefixlab.config_serving import ServingConfig
 from prefixlab.errors import unknown
 from prefixlab.records import Position
 
@@ -371,6 +372,8 @@ class Study(Config):
     """Token-level analysis and error level."""
     hardware: HardwareConfig = HardwareConfig()
     """Device, dtype, threads."""
+    serving: ServingConfig | None = None
+    """A model server that answers the evaluations; the local engine does where null."""
 
     @field_validator("judge", mode="before")
     @classmethod
@@ -386,6 +389,8 @@ class Study(Config):
         for what, values in (("models", self.models), ("seeds", self.seeds), ("conditions", self.conditions)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what}: named twice")
+        if self.serving is not None:
+            self.serving.check_models(self.models)
         for i, arms in enumerate(self.arms):
             for capability in arms.capabilities or []:
                 if capability not in self.capabilities:

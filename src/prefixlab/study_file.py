@@ -15,9 +15,9 @@ def _field_names(location: Sequence[int | str]) -> list[str]:
     """Names allowed where an unknown key stood."""
     node: Any = Study
     for part in location[:-1]:
-        if isinstance(node, type) and issubclass(node, Config) and isinstance(part, str):
+        if isinstance(node, type) and issubclass(node, BaseModel) and isinstance(part, str):
             node = _inner(node.model_fields[part].annotation) if part in node.model_fields else None
-    return list(node.model_fields) if isinstance(node, type) and issubclass(node, Config) else []
+    return list(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
 
 
 def _inner(annotation: Any) -> Any:

@@ -187,6 +187,47 @@ def test_a_server_that_is_down_is_one_line(call, tmp_path, monkeypatch):
     assert done.returncode == 2 and "did not finish" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_failed_evaluation_on_a_server_goes_on_where_it_stopped(call, tmp_path, monkeypatch):
+    """One prompt is refused: the others are kept on disk, and the same command asks for that one alone."""
+    options = ("safety", *SERVER, "--limit", 6, "--epochs", 2, "--temperature", 1, "--out", tmp_path / "logs")
+    prompts = []
+
+    def refuses(body):
+        prompt = json.dumps(body["messages"])
+        prompts.append(prompt)
+        return 404 if prompt == prompts[0] else f"{REFUSAL} ({len(prompts)})"
+
+    with answering(monkeypatch, refuses):
+        done = call("generate", *options)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "2 of 12 completions are missing (NotFoundError" in done.stderr and "the others are kept" in done.stderr
+    assert logs(tmp_path / "logs") == []
+    kept = (tmp_path / "logs" / "answers.jsonl").read_text()
+    with answering(monkeypatch, lambda body: REFUSAL) as server:
+        again = call("generate", *options)
+    assert again.returncode == 0, again.stderr
+    assert [json.dumps(r["messages"]) for r in server.requests] == prompts[:1] * 2
+    (log,) = logs(tmp_path / "logs")
+    said = {s.output.completion for s in log.samples}
+    assert len(log.samples) == 12 and all(line in said for line in re.findall(r"I'm sorry[^\"]*\(\d+\)", kept))
+    assert not (tmp_path / "logs" / "answers.jsonl").exists()
+
+
+def test_other_questions_take_nothing_from_a_failed_evaluation(call, tmp_path, monkeypatch):
+    options = ("safety", *SERVER, "--limit", 4, "--out", tmp_path / "logs")
+    first = []
+
+    def refuses(body):
+        first.append(json.dumps(body["messages"]))
+        return 404 if first[-1] == first[0] else REFUSAL
+
+    with answering(monkeypatch, refuses):
+        assert call("generate", *options).returncode == 2
+    with answering(monkeypatch, lambda body: REFUSAL) as server:
+        assert call("generate", *options, "--max-tokens", 9).returncode == 0
+    assert len(server.requests) == 4 and all(r["max_tokens"] == 9 for r in server.requests)
+
+
 TASK = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample

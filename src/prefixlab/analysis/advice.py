@@ -15,6 +15,7 @@ from prefixlab.analysis.contrasts import BySeed, common_prompts, common_seeds, g
 from prefixlab.analysis.rows import (
     BASE,
     REFERENCE,
+    UNASKED,
     Action,
     Advice,
     CellScores,
@@ -112,7 +113,7 @@ def _tested(cells: Sequence[CellScores], rows: Sequence[ResultRow], rules: Rules
     found: dict[_Series, dict[str, BySeed]] = {}
     for (_, _, suite, protocol, condition), arms in group(cells).items():
         by_seed = [c for arm in arms.values() for c in arm.values()]
-        if all(c.status == "not_applicable" for c in by_seed):
+        if all(c.status in UNASKED for c in by_seed):
             continue
         for metric, better in by_seed[0].metrics.items():
             one = _Series((suite, protocol), condition, metric)

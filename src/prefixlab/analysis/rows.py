@@ -9,6 +9,8 @@ from prefixlab.records import Measure, Record
 
 REFERENCE = "r000"
 BASE = "base"
+UNASKED = ("not_applicable", "not_supported")
+"""States of evaluations that a study asks for and that are not done: said once, below the results."""
 
 
 class ArmInfo(Record):
@@ -39,7 +41,7 @@ class CellScores:
     rows: Sequence[Measure] | None
     """One a completion and metric, epoch 0 for those of a whole prompt; None where the evaluation has not finished."""
     status: str = "measured"
-    """`missing` or `not_applicable` where `rows` is None."""
+    """`missing`, `not_applicable` or `not_supported` (by a model server) where `rows` is None."""
     why: str = ""
     judges: Mapping[str, str] = field(default_factory=dict)
     """Metric -> who decided, for those that somebody had to decide."""

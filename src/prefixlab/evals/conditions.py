@@ -88,6 +88,14 @@ def template_text(prompting: Prompting, prompt: str, position: str) -> str:
     return prompting.treatment.text(index, position)  # type: ignore[arg-type]
 
 
+def user_turns(messages: Sequence[Message], condition: str, prompting: Prompting | None = None) -> tuple[Message, ...]:
+    """The conversation under a condition, the model's own turn aside."""
+    if condition != "user_prefix":
+        return tuple(messages)
+    assert prompting is not None
+    return with_user_prefix(tuple(messages), template_text(prompting, messages[-1].content, "user"))
+
+
 def closed(reasoning: str) -> str:
     """A reasoning, with or without its closing tag, as text that ends behind that tag."""
     return f"{reasoning.partition(CLOSE)[0].rstrip()}\n{CLOSE}\n\n"
@@ -126,14 +134,10 @@ def prompt_of(
         opening: The suite's own compliant target, for attacks.
         reasoning: What the model wrote under `bare`, where `needs_reasoning`.
     """
-    turns = tuple(messages)
-    if condition == "bare":
-        return Prompt(ids=tuple(prompt_ids(tokenizer, turns)))
-    if condition == "user_prefix":
-        assert prompting is not None
-        text = template_text(prompting, turns[-1].content, "user")
-        return Prompt(ids=tuple(prompt_ids(tokenizer, with_user_prefix(turns, text))))
+    turns = user_turns(messages, condition, prompting)
     sent = prompt_ids(tokenizer, turns)
+    if condition in ("bare", "user_prefix"):
+        return Prompt(ids=tuple(sent))
     if condition in ("zero_think", "less_think"):
         inside = LESS if condition == "less_think" else ""
         text = f"{inside}\n{CLOSE}\n\n"

@@ -91,9 +91,13 @@ def plan_batches(
 
 
 class Answer(Record):
-    """What came back for one request: ids of a completion, or log-likelihoods of its options."""
+    """What came back for one request: ids of a completion, its text alone, or log-likelihoods of its options."""
 
     ids: tuple[int, ...] = ()
+    text: str | None = None
+    """From a server that does not tell the ids."""
+    n_tokens: int | None = None
+    """Of `text`, as the server counts them, without the token that ended it."""
     truncated: bool = False
     log_likelihoods: tuple[float, ...] = ()
 

@@ -45,7 +45,10 @@ def no_chooser(batch: Sequence[PlannedRequest]) -> list[tuple[float, ...]]:
 
 def output_of(name: str, sent: int, answer: Answer, decode: Decode, prefill: str = "") -> ModelOutput:
     """What Inspect gets: a completion, or the log-likelihoods as one number a line."""
-    text = "\n".join(map(repr, answer.log_likelihoods)) if answer.log_likelihoods else decode(answer.ids)
+    text = decode(answer.ids) if answer.text is None else answer.text
+    if answer.log_likelihoods:
+        text = "\n".join(map(repr, answer.log_likelihoods))
+    written = len(answer.ids) if answer.n_tokens is None else answer.n_tokens
     return ModelOutput(
         model=name,
         choices=[
@@ -53,7 +56,7 @@ def output_of(name: str, sent: int, answer: Answer, decode: Decode, prefill: str
                 message=ChatMessageAssistant(content=text), stop_reason="max_tokens" if answer.truncated else "stop"
             )
         ],
-        usage=ModelUsage(input_tokens=sent, output_tokens=len(answer.ids), total_tokens=sent + len(answer.ids)),
+        usage=ModelUsage(input_tokens=sent, output_tokens=written, total_tokens=sent + written),
         metadata={"prefill": prefill},
     )
 

@@ -6,7 +6,10 @@ all. What cannot run is "not supported" and never run as bare.
 """
 
 import asyncio
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +22,23 @@ from inspect_ai.model import (
     ChatMessageUser,
     GenerateConfig,
     Model,
+    ModelAPI,
+    ModelOutput,
     get_model,
+    modelapi,
 )
 from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.tool import ToolChoice, ToolInfo
+from tenacity import RetryError
 
 from prefixlab.data.chat import ChatFormat
-from prefixlab.errors import UserError
+from prefixlab.errors import StepError, UserError
 from prefixlab.evals.conditions import Prompting, attack_ids, template_text, tokens_of
 from prefixlab.evals.harness import EvalJob, inspect_samples, run_task
 from prefixlab.evals.nouns import Suite
+from prefixlab.evals.planning import Key
 from prefixlab.evals.protocols import Decoding
+from prefixlab.evals.server import one_line
 from prefixlab.records import EvalItem
 
 if TYPE_CHECKING:
@@ -43,6 +53,10 @@ HOW: Mapping[str, dict[str, Any] | None] = {
     "continue_final_message": {"continue_final_message": True, "add_generation_prompt": False},
 }
 """Ways in which servers are asked to go on with a turn; the second is vLLM's."""
+ATTEMPT = 600
+"""Seconds one attempt at one completion may take."""
+NONSENSE = 3
+"""Attempts at an answer that is none."""
 
 
 @dataclass(frozen=True)
@@ -142,24 +156,144 @@ def place(
 
 
 @solver
-def ask_server(placed: dict[str, dict[str, str]], extra_body: dict[str, Any] | None) -> Solver:
+def ask_server(placed: dict[str, dict[str, str]]) -> Solver:
     """One request with the condition's words in the user's or the assistant's turn."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         words = Placed(**placed[str(state.sample_id)])
-        if words.before:
-            user = next(m for m in reversed(state.messages) if m.role == "user")
-            user.content = words.before + user.text
-        if words.forced:
-            state.messages.append(ChatMessageAssistant(content=words.forced))
-            state.metadata["prefill"] = words.forced
-        return await generate(state, extra_body=extra_body) if extra_body else await generate(state)
+        state.messages = _with_words(state.messages, words)
+        state.metadata["prefill"] = words.forced
+        user = next(m for m in reversed(state.messages) if m.role == "user")
+        user.metadata = {"prefixlab": {"item": str(state.sample_id), "epoch": state.epoch}}
+        return await generate(state)
 
     return solve
 
 
+def _with_words(messages: Sequence[ChatMessage], words: Placed) -> list[ChatMessage]:
+    """A conversation with the condition's words."""
+    found: list[ChatMessage] = [m.model_copy() for m in messages]
+    if words.before:
+        user = next(m for m in reversed(found) if m.role == "user")
+        user.content = words.before + user.text
+    if words.forced:
+        found.append(ChatMessageAssistant(content=words.forced))
+    return found
+
+
+class KeptOutputs:
+    """Finished completions of a provider on disk, one line each, so that a rerun asks for the others only.
+
+    Args:
+        path: The file.
+        identity: What they answer: those of other questions are not used.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._path = path
+        self.outputs: dict[Key, ModelOutput] = {}
+        head, *lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+        if head != identity:
+            path.write_text(identity + "\n", encoding="utf-8")
+            return
+        for line in lines:
+            try:
+                item, epoch, output = json.loads(line)
+            except ValueError:  # the last line of a killed process
+                continue
+            self.outputs[item, epoch] = ModelOutput.model_validate(output)
+
+    def add(self, key: Key, output: ModelOutput) -> None:
+        """Write a completion down for good."""
+        self.outputs[key] = output
+        with self._path.open("a", encoding="utf-8") as file:
+            # A line may follow one that a kill left open.
+            file.write("\n" + json.dumps([*key, output.model_dump(mode="json", exclude_none=True)]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@modelapi(name="prefixlab-kept")
+class KeptProvider(ModelAPI):
+    """Inspect model that says what a provider has said before."""
+
+    def __init__(self, name: str, kept: KeptOutputs) -> None:
+        super().__init__(model_name=name)
+        self._kept = kept
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """The kept completion of the request's item and epoch."""
+        about = next(m.metadata["prefixlab"] for m in input if m.metadata and "prefixlab" in m.metadata)
+        return self._kept.outputs[str(about["item"]), int(about["epoch"])]
+
+
+async def _one(model: Model, messages: list[ChatMessage], config: GenerateConfig) -> ModelOutput:
+    """One completion; what is no answer is asked for again, as the provider's own retries do not."""
+    for left in reversed(range(NONSENSE)):
+        try:
+            output = await model.generate(list(messages), config=config)
+            if not output.choices or output.error:
+                raise ValueError(output.error or "an answer without a choice")
+            return output
+        except Exception as error:
+            # Refused, or asked for in vain many times already.
+            if not left or isinstance(error, RetryError) or getattr(error, "status_code", None) is not None:
+                raise
+            await asyncio.sleep(1.0)
+    raise AssertionError
+
+
+async def _ask_all(
+    provider: str,
+    questions: Mapping[Key, list[ChatMessage]],
+    config: GenerateConfig,
+    kept: KeptOutputs,
+    connections: int,
+    tick: Callable[[float], None],
+) -> str:
+    """Ask for what is not kept yet; why something is missing, empty where nothing is.
+
+    A whole round of failures without one answer means that the server is gone: the rest is not asked for.
+    """
+    waiting = iter([key for key in questions if key not in kept.outputs])
+    todo = len(questions) - len(kept.outputs)
+    model, in_a_row, why = remote_model(provider), 0, ""
+
+    async def work() -> None:
+        nonlocal in_a_row, why
+        for key in waiting:
+            if in_a_row >= min(connections, todo):
+                return
+            try:
+                output = await _one(model, questions[key], config)
+            except Exception as error:
+                cause = (error.__cause__ or error) if isinstance(error, RetryError) else error
+                why = why or f"{type(cause).__name__}: {one_line(cause)}"
+                in_a_row += 1
+                continue
+            in_a_row = 0
+            kept.add(key, output)
+            tick(len(kept.outputs) / len(questions))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(connections, todo)):
+            group.create_task(work())
+    return why
+
+
 def generate_remote(
-    job: EvalJob, provider: str, how: Decoding, placed: Mapping[str, Placed], folder: Path, connections: int
+    job: EvalJob,
+    provider: str,
+    how: Decoding,
+    placed: Mapping[str, Placed],
+    folder: Path,
+    *,
+    connections: int,
+    keep: Path,
+    retries: int = 6,
+    tick: Callable[[float], None] = lambda share: None,
 ) -> Path:
     """A suite on a server, unscored.
 
@@ -170,12 +304,53 @@ def generate_remote(
         placed: The condition's words, by item id.
         folder: Gets one .eval log.
         connections: Requests at once.
+        keep: File for finished completions, read again by a rerun; removed when the log is whole.
+        retries: Further attempts after rate limits, server errors and time-outs.
+        tick: Finished share.
 
     Raises:
         UserError: The server does not continue text as the condition needs it, or cannot be used.
-        StepError: Inspect did not finish.
+        StepError: Completions are missing, the others are kept; or Inspect did not finish.
     """
-    model = remote_model(provider)
+    body = _extra_body(job, provider, how, placed)
+    config = GenerateConfig(
+        temperature=how.temperature,
+        top_p=how.top_p if how.temperature > 0 else None,
+        max_tokens=how.max_tokens,
+        extra_body=body or None,
+    )
+    samples = inspect_samples(job.items)
+    epochs = range(1, how.epochs + 1)
+    questions = {(str(s.id), e): _with_words(s.input, placed[str(s.id)]) for s in samples for e in epochs}  # type: ignore[arg-type]  # ours are messages
+    asked = [provider, config.model_dump(mode="json"), [(k, m.role, m.text) for k, ms in questions.items() for m in ms]]
+    kept = KeptOutputs(keep, hashlib.sha256(json.dumps(asked).encode("utf-8", "surrogatepass")).hexdigest())
+    patient = config.model_copy(
+        update={"max_retries": retries, "attempt_timeout": ATTEMPT, "max_connections": connections}
+    )
+    why = asyncio.run(_ask_all(provider, questions, patient, kept, connections, tick))
+    if missing := len(questions) - len(kept.outputs):
+        raise StepError(
+            f"evaluation on {job.suite!r} did not finish: {missing} of {len(questions)} completions are missing "
+            f"({why}); the others are kept, and the same command asks for the missing ones only"
+        )
+    task = Task(
+        dataset=MemoryDataset(samples, name=job.suite),
+        solver=ask_server({k: p.__dict__ for k, p in placed.items()}),
+        epochs=Epochs(how.epochs, "mean"),
+        name=job.suite,
+        config=config,
+    )
+    log = run_task(task, job.suite, KeptProvider(provider, kept), folder, len(questions), job.metadata)
+    keep.unlink()
+    return log
+
+
+def _extra_body(job: EvalJob, provider: str, how: Decoding, placed: Mapping[str, Placed]) -> dict[str, Any]:
+    """What of a request is beyond the protocol.
+
+    Raises:
+        UserError: A condition needs text to be continued, and a probe shows that it is not.
+    """
     body: dict[str, Any] = {}
     if any(p.forced for p in placed.values()):
         found = probe(provider)
@@ -188,15 +363,4 @@ def generate_remote(
         job.metadata["continues"] = found.how
     if how.repetition_penalty != 1.0:
         body["repetition_penalty"] = how.repetition_penalty
-    task = Task(
-        dataset=MemoryDataset(inspect_samples(job.items), name=job.suite),
-        solver=ask_server({k: p.__dict__ for k, p in placed.items()}, body or None),
-        epochs=Epochs(how.epochs, "mean"),
-        name=job.suite,
-        config=GenerateConfig(
-            temperature=how.temperature,
-            top_p=how.top_p if how.temperature > 0 else None,
-            max_tokens=how.max_tokens,
-        ),
-    )
-    return run_task(task, job.suite, model.api, folder, connections, job.metadata)
+    return body

@@ -5,6 +5,7 @@ way. The result is stored in plan.json, is part of every step's id, and is obeye
 """
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -127,6 +128,13 @@ def return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         libc.mallopt(option, 1 << 22)
+
+
+def return_device_memory() -> None:
+    """Give the memory of models that nothing holds any more back to the device, for other processes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def describe() -> dict[str, str]:

@@ -73,8 +73,10 @@ def skipped(data: RunData) -> list[str]:
     for kind, slugs in missing.items():
         more = f" and {len(slugs) - 3} more" if len(slugs) > 3 else ""
         found.append(f"{len(slugs)} step{'' if len(slugs) == 1 else 's'} of kind {kind}: {', '.join(slugs[:3])}{more}.")
-    for suite, condition, why in sorted({(c.suite, c.condition, c.why) for c in data.cells if c.why}):
-        found.append(f"{suite} under {condition}: not applicable, {why}.")
+    for suite, condition, why in sorted(
+        {(c.suite, c.condition, f"{c.status.replace('_', ' ')}, {c.why}") for c in data.cells if c.why}
+    ):
+        found.append(f"{suite} under {condition}: {why}.")
     for name, about in data.plan["summary"].items():
         if about.get("skipped_rows"):
             found.append(f"{name}: {about['skipped_rows']:,} rows of its data could not be read and were left out.")

@@ -7,7 +7,7 @@ from typing import Any
 from prefixlab.analysis.anchors import AnchorRow
 from prefixlab.analysis.keywords import KeywordRow
 from prefixlab.analysis.narrowing import NarrowingRow
-from prefixlab.analysis.rows import BASE, CellScores, ResultRow
+from prefixlab.analysis.rows import BASE, UNASKED, CellScores, ResultRow
 from prefixlab.records import SampleScore
 from prefixlab.report import data_view, findings, provenance, tables, token_view
 from prefixlab.report.completions import completion_sets
@@ -156,7 +156,7 @@ def _checks(data: RunData) -> list[tuple[str, list[tuple[Any, ...]]]]:
 
 def _classes(shown: Sequence[ResultRow]) -> list[str]:
     """A class a row of the result table: the base opens a group."""
-    bases = [r.arm == BASE for r in tables.pooled(shown) if r.status != "not_applicable"]
+    bases = [r.arm == BASE for r in tables.pooled(shown) if r.status not in UNASKED]
     return [("base group" if i else "base") if base else "" for i, base in enumerate(bases)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import polars
 
-from prefixlab.analysis.rows import Advice, CellScores, ContrastRow, ResultRow, Verdict
+from prefixlab.analysis.rows import UNASKED, Advice, CellScores, ContrastRow, ResultRow, Verdict
 from prefixlab.config import Study
 from prefixlab.records import Record
 
@@ -180,7 +180,7 @@ def text_rows(rows: Sequence[ResultRow], related: Collection[tuple[str, str]] = 
     lines: list[tuple[str, ...]] = []
     several = len({r.model for r in rows}) > 1
     for r in pooled(rows):
-        if r.status == "not_applicable":  # said once, below the table, not in every row
+        if r.status in UNASKED:  # said once, below the table, not in every row
             continue
         lines.append(
             (

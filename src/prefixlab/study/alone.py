@@ -94,7 +94,7 @@ def generate_alone(
     console: Console,
     quiet: bool,
 ) -> Path:
-    """Sample one suite into an .eval log below `out`; a killed call goes on at its planned batches.
+    """Sample one suite into an .eval log below `out`; a killed call goes on behind what is finished.
 
     Raises:
         UserError: A mistake in the request, a condition that does not apply or is not supported.
@@ -116,13 +116,20 @@ def generate_alone(
         if list(out.glob("*.eval")):
             raise UserError(f"{str(out)!r} already holds a log; choose another --out")
         if provider is not None:
-            return _on_server(asked, config, items, provider, tokenizer, out)
+            return _on_server(asked, config, items, provider, tokenizer, out, console, quiet)
         assert model is not None
         return _here(asked, config, content_hash([i.model_dump() for i in items]), model, adapter, out, console, quiet)
 
 
 def _on_server(
-    asked: Asked, config: SuiteConfig, items: list[EvalItem], provider: str, tokenizer: str | None, out: Path
+    asked: Asked,
+    config: SuiteConfig,
+    items: list[EvalItem],
+    provider: str,
+    tokenizer: str | None,
+    out: Path,
+    console: Console,
+    quiet: bool,
 ) -> Path:
     suite = find_suite(config.suite)
     if is_foreign(config.suite):
@@ -140,7 +147,14 @@ def _on_server(
     placed = {i.id: place(i, asked.condition, prompting, words) for i in items}
     metadata = {k: v for k, v in step.items() if k != "items"}
     metadata |= {"model": provider, "planned": False, "preopened": False, "adapter": None, "merged": None}
-    return generate_remote(EvalJob(config.suite, items, how.epochs, metadata), provider, how, placed, out, CONNECTIONS)
+    job = EvalJob(config.suite, items, how.epochs, metadata)
+    with row_progress("generating", console, quiet, unit="completions") as progress:
+
+        def tick(share: float) -> None:
+            progress(share, round(share * len(items) * how.epochs))
+
+        keep = out / "answers.jsonl"
+        return generate_remote(job, provider, how, placed, out, connections=CONNECTIONS, keep=keep, tick=tick)
 
 
 def _here(

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inspect_ai.log import read_eval_log
 
 from prefixlab.config import JudgeConfig, SuiteConfig
-from prefixlab.data.chat import prompt_ids
+from prefixlab.data.chat import ChatFormat, prompt_ids
 from prefixlab.data.parts import CLOSE
 from prefixlab.errors import StepError
 from prefixlab.evals.conditions import Prompt, Prompting, own_reasoning, prompt_of
@@ -29,6 +29,9 @@ from prefixlab.model.loglik import log_likelihoods
 from prefixlab.records import EvalItem, Resolved
 from prefixlab.study.loaded import Loaded
 from prefixlab.study.steps import content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tick = Callable[[float], None]
 METADATA = ("capability", "arm", "seed", "condition", "protocol", "suite", "decoding", "prompting")
@@ -51,8 +54,36 @@ def discard_unfinished(folder: Path) -> None:
             path.unlink()
 
 
-def _prompts(
-    items: Sequence[EvalItem], config: Mapping[str, Any], loaded: Loaded, bare: Path | None
+def planned_items(config: Mapping[str, Any]) -> list[EvalItem]:
+    """The prompts of a generate step.
+
+    Raises:
+        StepError: The suite's source changed since the plan was made.
+    """
+    suite = SuiteConfig.model_validate(config["suite"])
+    items = load_items(suite)
+    if content_hash([i.model_dump() for i in items]) != config["items"]:
+        raise StepError(f"the prompts of suite {suite.suite!r} changed since the plan was made; run again")
+    return items
+
+
+def decoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[int]], str]:
+    """From the ids of a completion to its text."""
+
+    def decode(ids: Sequence[int]) -> str:
+        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    return decode
+
+
+def prompts_of(
+    items: Sequence[EvalItem],
+    config: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    bare: Path | None,
 ) -> dict[tuple[str, int], Prompt]:
     """What is sent for every item and epoch."""
     asked = config["prompting"]
@@ -67,8 +98,8 @@ def _prompts(
             found[item.id, epoch] = prompt_of(
                 item.messages,
                 config["condition"],
-                loaded.tokenizer,
-                loaded.chat,
+                tokenizer,
+                chat,
                 prompting=prompting,
                 opening=item.opening,
                 reasoning=own_reasoning(written[item.id, epoch]) if written else None,
@@ -126,20 +157,14 @@ def generate_suite(
     def engine(requests: Sequence[Request]) -> list[Completion]:
         return generate(model, requests, stop_ids=stops, pad=loaded.pad)
 
-    def decode(ids: Sequence[int]) -> str:
-        text = loaded.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
+    decode = decoder(loaded.tokenizer)
     if is_foreign(suite_config.suite):
         run_foreign(suite_config, how, engine, decode, lambda m: prompt_ids(loaded.tokenizer, m), out, metadata)
         return None
-    items = load_items(suite_config)
-    if content_hash([i.model_dump() for i in items]) != config["items"]:
-        raise StepError(f"the prompts of suite {suite_config.suite!r} changed since the plan was made; run again")
+    items = planned_items(config)
     choices = find_suite(suite_config.suite).choices
     plan = plan_batches(
-        _prompts(items, config, loaded, bare),
+        prompts_of(items, config, loaded.tokenizer, loaded.chat, bare),
         how,
         suite_config.suite,
         suite_config.batch_size,

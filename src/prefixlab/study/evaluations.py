@@ -10,6 +10,7 @@ from typing import Any
 
 from prefixlab.analysis.rows import BASE, ArmInfo
 from prefixlab.config import CapabilityConfig, JudgeConfig, SuiteConfig
+from prefixlab.config_serving import ServingConfig
 from prefixlab.data.arms import ArmSpec
 from prefixlab.data.chat import ChatFormat
 from prefixlab.data.prefixes import PrefixSet
@@ -25,7 +26,7 @@ from prefixlab.evals.safety import REFUSALS, SECONDARY
 from prefixlab.evals.suites import find_suite
 from prefixlab.records import EvalItem, ModelRef, Resolved
 from prefixlab.study.predict import Speed
-from prefixlab.study.steps import Step, content_hash, make_step
+from prefixlab.study.steps import SERVED_CODE, Step, code_hash, content_hash, make_step
 
 PROMPT_TOKENS = 30
 """What a test prompt is taken to hold when time is predicted."""
@@ -59,7 +60,9 @@ class Asked:
     condition: str
     how: Decoding
     why_not: str
-    """Why it does not apply to the model; empty where it does."""
+    """Why it does not apply to the model, or cannot be had of the server; empty where it is asked."""
+    state: str
+    """Then `not_applicable` or `not_supported`."""
     content: str
     """Hash of the prompts, or of somebody else's task."""
 
@@ -89,11 +92,12 @@ def asked_of(
     conditions: Sequence[str],
     chat: ChatFormat,
     items: Callable[[SuiteConfig], list[EvalItem]],
+    serving: ServingConfig | None = None,
 ) -> list[Asked]:
     """Every suite of a capability under every condition.
 
     Raises:
-        UserError: There is no such suite.
+        UserError: There is no such suite, or the server cannot do the primary comparison.
     """
     found = []
     for config in capability.suites:
@@ -103,8 +107,24 @@ def asked_of(
         what = task_fingerprint(config.suite) if suite.foreign else [i.model_dump() for i in items(config)]
         content = content_hash(what)
         for condition in conditions:
-            found.append(Asked(config, suite, condition, how, not_applicable(condition, suite, chat), content))
+            why, state = not_applicable(condition, suite, chat), "not_applicable"
+            if not why and serving is not None:
+                why, state = unsupported(condition, suite, serving), "not_supported"
+                if why and config == capability.primary_suite() and condition == capability.primary.condition:
+                    raise UserError(f"primary comparison {suite.name!r} under {condition!r}: not on a server: {why}")
+            found.append(Asked(config, suite, condition, how, why, state, content))
     return found
+
+
+def unsupported(condition: str, suite: Suite, serving: ServingConfig) -> str:
+    """Why a server cannot do an evaluation; empty where it can."""
+    if suite.choices:
+        return "log-likelihoods of given answers need the local engine; leave serving out to have them"
+    if suite.foreign:
+        return "an Inspect task is not planned; ask it of the server by inspect eval, or leave serving out"
+    if serving.prompts == "chat" and condition not in ("bare", "user_prefix"):
+        return "under serving.prompts: chat the server's template writes the prompt, and nothing can be prefilled"
+    return ""
 
 
 @dataclass
@@ -124,6 +144,7 @@ class EvalPlanner:
     add: Callable[[Step], Step]
     speed: Speed
     check: Step
+    serving: ServingConfig | None = None
     absent: list[dict[str, Any]] = field(default_factory=list)
 
     def cell(self, train: Step | None, spec: ArmSpec | None, seed: int | None) -> None:
@@ -131,7 +152,7 @@ class EvalPlanner:
         for asked in self.asked:
             if asked.why_not:
                 config = self._scoring(asked, spec, seed)
-                self.absent.append({**config, "status": "not_applicable", "why": asked.why_not})
+                self.absent.append({**config, "status": asked.state, "why": asked.why_not})
                 continue
             before: dict[str, Step] = {}
             if needs_reasoning(asked.condition, self.prompting.position, self.chat):
@@ -169,6 +190,9 @@ class EvalPlanner:
             "decoding": asked.how.__dict__,
             "prompting": None if asked.condition == "bare" else self.prompting.model_dump(mode="json"),
         }
+        if self.serving is not None:  # the server's machine and dtype decide, not ours
+            del config["hardware"]
+            config["serving"] = self.serving.identity() | {"code": code_hash(SERVED_CODE)}
         n = len(self.items(asked.config)) * asked.how.epochs
         inputs = {**({"adapter": train} if train else {}), **before}
         where = self._where(asked, spec, seed, config["capability"])

@@ -198,7 +198,7 @@ class _Planner:
         training, seconds = self.training(name, ref, kept)
         evaluations = EvalPlanner(
             capability=name,
-            asked=asked_of(config, self.study.conditions, chat, self.suite_items),
+            asked=asked_of(config, self.study.conditions, chat, self.suite_items, self.study.serving),
             ref=ref,
             hardware=self.hardware,
             chat=chat,
@@ -209,6 +209,7 @@ class _Planner:
             add=self.add,
             speed=self.speeds[ref.name],
             check=check,
+            serving=self.study.serving,
             absent=self.absent,
         )
         evaluations.cell(None, None, None)
@@ -344,13 +345,26 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
         hardware=hardware,
         hardware_asked=asked,
         models=planner.refs,
-        steps=tuple(_ordered(planner.steps)),
+        steps=tuple(_ordered(planner.steps, study.serving is not None and study.serving.command is not None)),
         absent=tuple(planner.absent),
         summary=planner.summary,
     )
 
 
-def _ordered(steps: Sequence[Step]) -> list[Step]:
-    """Data, arms and checks of every capability first, so that a mistake shows before hours of training."""
+def _ordered(steps: Sequence[Step], one_server: bool) -> list[Step]:
+    """Data, arms and checks of every capability first, so that a mistake shows before hours of training.
+
+    Args:
+        steps: As they were planned, each behind what it needs.
+        one_server: Whether the run starts a server itself. It then shares the machine with training and judges, and
+            serves one model at a time: it comes between them, and once a model.
+    """
     early = {"data": 0, "arms": 1, "check": 2}
-    return sorted(steps, key=lambda s: early.get(s.kind, 3))
+    late = {"generate": 4, "eval": 5} if one_server else {}
+    order = list(dict.fromkeys(s.config["model"]["name"] for s in steps if s.kind == "generate"))
+
+    def place(step: Step) -> tuple[int, int]:
+        kind = early.get(step.kind, late.get(step.kind, 3))
+        return kind, order.index(step.config["model"]["name"]) if kind == 4 else 0
+
+    return sorted(steps, key=place)

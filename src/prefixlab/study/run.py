@@ -189,6 +189,8 @@ def _work(
         report_to=tuple(study.training.report_to),
         tracking=lambda slug: store.root / "tracking" / slug,
         judge=study.judge,
+        serving=study.serving,
+        server_logs=store.root / "serving",
         verdicts=store.root / "verdicts.sqlite",
     )
     bench, bar, told = Bench(store.folder, conditions), _Bar(pending, console), ProgressFile(store.root, pending)

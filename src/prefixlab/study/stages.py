@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefixlab.analysis.rows import REFERENCE
 from prefixlab.config import DataConfig, JudgeConfig
+from prefixlab.config_serving import ServingConfig
 from prefixlab.data.arms import ArmSpec, build_arm, manifest, originals, read_arm, read_manifest, write_arm
 from prefixlab.data.chat import chat_format
 from prefixlab.data.check import ArmCheck, TreatmentCheck, check_arms, token_frequencies
@@ -16,6 +17,7 @@ from prefixlab.data.strip import strip_all
 from prefixlab.errors import StepError
 from prefixlab.evals.judging import Judge, JudgeDown
 from prefixlab.model.load import load_model, load_tokenizer
+from prefixlab.model.machine import return_device_memory
 from prefixlab.model.recipes import Recipe
 from prefixlab.model.trainer import StopRequest
 from prefixlab.records import ArmSample, ModelRef, Record, Resolved, Sample, StripRecord, jsonl_lines
@@ -24,6 +26,7 @@ from prefixlab.study.evaluate import generate_suite, judge_of, score_suite
 from prefixlab.study.launch import train_in_processes
 from prefixlab.study.loaded import Loaded, Proof, prove_adapter
 from prefixlab.study.reading import Reading, read_step
+from prefixlab.study.serving import Ask, Servers, generate_served
 from prefixlab.study.steps import FREQUENCY, Step
 
 if TYPE_CHECKING:
@@ -46,6 +49,10 @@ class Conditions:
     """Where a step's events for TensorBoard go."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How patiently a judge on a server is asked."""
+    serving: ServingConfig | None = None
+    """The model server that answers the evaluations, if one does."""
+    server_logs: Path = Path("serving")
+    """Folder for the logs of servers that are started here."""
     verdicts: Path | None = None
     """File that remembers the verdicts of a judge that is a model."""
     stop: StopRequest = field(default_factory=StopRequest)
@@ -60,6 +67,8 @@ class Bench:
         self._loaded: dict[str, Loaded] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._proofs: dict[Path, Proof] = {}
+        serving, logs = self._conditions.serving, self._conditions.server_logs
+        self._servers = Servers(serving, logs) if serving else None
         self._judges: dict[str, Judge] = {}
         self._down: dict[str, str] = {}
         """Judges that gave up, and why: the steps that follow do not wait for them again."""
@@ -81,10 +90,14 @@ class Bench:
             "eval": self._eval,
             "tokens": self._tokens,
         }
+        if step.kind != "generate" and self._servers is not None:  # a judge may need its memory
+            self._servers.close()
         work[step.kind](step, out, tick)
 
     def close(self) -> None:
-        """Take adapters off the loaded models."""
+        """Take adapters off the loaded models, and stop the server that was started, if one was."""
+        if self._servers is not None:
+            self._servers.close()
         for loaded in self._loaded.values():
             loaded.use(None)
 
@@ -211,15 +224,31 @@ class Bench:
         return next((c for c in found.arms if c.arm == name), None)
 
     def _generate(self, step: Step, out: Path, tick: Tick) -> None:
-        config, loaded = step.config, self._load(step.config)
+        config = step.config
         adapter = self._input(step, "adapter") / "adapter" if "adapter" in step.inputs else None
+        keep = self._conditions.checkpoints(step.slug)
+        keep = keep and keep / "batches.jsonl"
+        bare = self._input(step, "bare") if "bare" in step.inputs else None
+        if "serving" in config:
+            assert self._servers is not None
+            self._make_room()
+            tokenizer = self._tokenizer(ModelRef.model_validate(config["model"]))
+            ask = Ask(config, tokenizer, chat_format(tokenizer), adapter, bare, keep)
+            generate_served(ask, self._servers, out, tick)
+            return
+        loaded = self._load(config)
         if adapter is not None:
             if adapter not in self._proofs:
                 self._proofs[adapter] = prove_adapter(loaded, adapter)
             (out / "adapter_check.json").write_text(self._proofs[adapter].model_dump_json(indent=1) + "\n")
-        keep = self._conditions.checkpoints(step.slug)
-        bare = self._input(step, "bare") if "bare" in step.inputs else None
-        generate_suite(config, loaded, adapter, out, bare=bare, keep=keep and keep / "batches.jsonl", tick=tick)
+        generate_suite(config, loaded, adapter, out, bare=bare, keep=keep, tick=tick)
+
+    def _make_room(self) -> None:
+        """Let go of the models of trainings: a server that starts on this machine needs the device's memory."""
+        serving = self._conditions.serving
+        if serving is not None and serving.command is not None and self._loaded:
+            self._loaded.clear()
+            return_device_memory()
 
     def _eval(self, step: Step, out: Path, tick: Tick) -> None:
         config = step.config

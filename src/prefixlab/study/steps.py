@@ -141,6 +141,8 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/load",
     ),
 }
+SERVED_CODE = ("evals/served",)
+"""What more decides a completion that a server writes: only such steps depend on it."""
 FREQUENCY = "frequency.json"
 """File of a check step: token id -> count in the training responses without prefix."""
 EVERY_KIND = ("records", "study/stages")

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from prefixlab.analysis.rows import BASE, REFERENCE, ResultRow
+from prefixlab.analysis.rows import BASE, REFERENCE, UNASKED, ResultRow
 from prefixlab.report.charts.base import (
     CLAIM,
     MOST,
@@ -197,7 +197,7 @@ def curve(pooled: Sequence[ResultRow], seeds: Sequence[ResultRow], title: str, a
     spec = _spec(pooled, seeds, title)
     if spec is None:
         return None
-    shown = sorted((r for r in pooled if r.status != "not_applicable"), key=order)
+    shown = sorted((r for r in pooled if r.status not in UNASKED), key=order)
     measured = [r for r in shown if r.value is not None]
     what = pooled[0].metric.replace("_", " ") + (", a proxy" if pooled[0].is_proxy else "")
     said = f"{what[0].upper()}{what[1:]}, by the share of samples with the prefix: {measured_with(measured, alpha)}"

@@ -18,7 +18,7 @@ def layer(module: str) -> str:
         "nouns"
         if head in NOUNS
         else "cli"
-        if head in ("cli", "cli_analysis", "cli_data", "cli_eval", "cli_report", "cli_shared", "__main__")
+        if head in ("cli", "cli_analysis", "cli_data", "cli_eval", "cli_plan", "cli_report", "cli_shared", "__main__")
         else head
     )
 

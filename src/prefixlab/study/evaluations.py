@@ -26,9 +26,7 @@ from prefixlab.evals.suites import find_suite
 from prefixlab.records import EvalItem, ModelRef, Resolved
 from prefixlab.study.predict import Speed
 from prefixlab.study.steps import Step, content_hash, make_step
-
-PROMPT_TOKENS = 30
-"""What a test prompt is taken to hold when time is predicted."""
+from prefixlab.study.workload import Sizes, expected_tokens
 
 
 def slug_of(name: str) -> str:
@@ -121,6 +119,8 @@ class EvalPlanner:
     judge_settings: dict[str, str]
     """`judge_identity` of it, which reads all weights of a local guard."""
     items: Callable[[SuiteConfig], list[EvalItem]]
+    sizes: Callable[[SuiteConfig], Sizes]
+    """Tokens of its prompts, for the predicted time."""
     add: Callable[[Step], Step]
     speed: Speed
     check: Step
@@ -172,7 +172,10 @@ class EvalPlanner:
         n = len(self.items(asked.config)) * asked.how.epochs
         inputs = {**({"adapter": train} if train else {}), **before}
         where = self._where(asked, spec, seed, config["capability"])
-        seconds = self.speed.generate(n * PROMPT_TOKENS, n * asked.how.max_tokens * 0.6)
+        sizes = self.sizes(asked.config)
+        given = sizes.given or 0.0
+        written = given if asked.suite.choices else expected_tokens(asked.how.max_tokens)
+        seconds = self.speed.generate(n * (sizes.prompt or 0.0), n * written)
         return self.add(make_step("generate", where, config, inputs, (self.check,), seconds))
 
     def _scoring(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:

@@ -182,6 +182,8 @@ class Plan(Record):
     steps: tuple[Step, ...]
     absent: tuple[dict[str, Any], ...] = ()
     """Evaluations that the study asks for and that do not apply: an eval step's configuration, `status` and `why`."""
+    workloads: tuple[dict[str, Any], ...] = ()
+    """What each capability asks of each model in numbers (study/workload.py), for predicted costs."""
     summary: dict[str, Any]
     """Counts for people: samples, tokens, detectable effects, by capability."""
 

@@ -1,5 +1,6 @@
-"""`prefixlab plan`: what a study would do and cost, before anything runs, also where models and data are out of reach."""
+"""`prefixlab plan`: what a study would do and cost, before anything runs, also without its models and data."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,14 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab.cli_shared import JsonOption, help_text, out_console, print_json
+from prefixlab.cli_shared import JsonOption, help_text, out_console
 from prefixlab.errors import UserError
 
 if TYPE_CHECKING:
-    from prefixlab.study.forecast import CapabilityCost, Forecast, JudgeCost, Memory
+    from prefixlab.study.cost_records import CapabilityCost, Forecast, JudgeCost, Memory
     from prefixlab.study.steps import Plan
 
 app = typer.Typer()
+LISTED = 1_000
+"""Steps that are shown one by one."""
 
 
 def _say(text: str) -> None:
@@ -66,7 +69,10 @@ def plan(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    from prefixlab.study.planning import Price, planned
+    from pydantic_core import to_json
+
+    from prefixlab.study.cost_records import Price
+    from prefixlab.study.planning import planned
     from prefixlab.study.store import Store
     from prefixlab.study_file import load_study
 
@@ -80,14 +86,16 @@ def plan(
         for step in document["steps"] or ():
             step["state"] = states[step["slug"]]
         estimated = {"estimated_because": why or None, "costs": costs.model_dump(mode="json")}
-        print_json({**document, "predicted_seconds_left": left, **estimated})
+        # Not print_json: a large plan has 10^8 bytes, for which the standard library takes half a minute.
+        whole = to_json({**document, "predicted_seconds_left": left, **estimated}, indent=1)
+        sys.stdout.write(whole.decode() + "\n")
         return
     if made is not None:
         _steps(made, states)
     else:
         _say(
-            f"an estimate, since {why}\nIt lists no steps: their ids hang on content. Where models and data are at hand, "
-            "the same command counts."
+            f"an estimate, since {why}\nIt lists no steps: their ids hang on content. Where models and data "
+            "are at hand, the same command counts."
         )
     _costs(costs)
     if made is not None and left is not None:
@@ -100,8 +108,16 @@ def plan(
 
 def _steps(made: "Plan", states: dict[str, str]) -> None:
     """Steps with their state, and what each capability is made of."""
-    rows = ((s.slug, states[s.slug], f"{s.predicted_seconds:.0f}") for s in made.steps)
-    _table(("step", "state", "predicted s"), rows, left=2)
+    if len(made.steps) <= LISTED:
+        rows = [(s.slug, states[s.slug], f"{s.predicted_seconds:.0f}") for s in made.steps]
+        _table(("step", "state", "predicted s"), rows, left=2)
+    else:
+        found: dict[str, list[float]] = {}
+        for step in made.steps:
+            found.setdefault(step.kind, []).append(step.predicted_seconds)
+        rows = [(kind, str(len(s)), f"{sum(s):,.0f}") for kind, s in found.items()]
+        _table(("kind of step", "steps", "predicted s"), rows)
+        _say(f"more than {LISTED} steps are counted, not listed; --json lists them")
     for name, about in made.summary.items():
         _say(
             f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "

@@ -5,7 +5,8 @@ another metric or a mended grader therefore never samples again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
 from prefixlab.analysis.rows import BASE, ArmInfo
@@ -29,6 +30,7 @@ from prefixlab.study.steps import Step, content_hash, make_step
 from prefixlab.study.workload import Sizes, expected_tokens
 
 
+@cache
 def slug_of(name: str) -> str:
     """A model's or suite's name as part of a step's."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")[-40:]
@@ -61,7 +63,12 @@ class Asked:
     content: str
     """Hash of the prompts, or of somebody else's task."""
 
-    @property
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The suite as the study asks for it, for a step's configuration."""
+        return self.config.model_dump(mode="json")
+
+    @cached_property
     def name(self) -> str:
         """Of the suite and condition, as part of a step's name."""
         protocol = "" if self.config.protocol == "prefixlab" else f"-{self.config.protocol}"
@@ -126,6 +133,16 @@ class EvalPlanner:
     check: Step
     absent: list[dict[str, Any]] = field(default_factory=list)
 
+    @cached_property
+    def _machine(self) -> dict[str, Any]:
+        """Model and hardware, which every step of this planner shares."""
+        settings = self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"})
+        return {"model": self.ref.model_dump(mode="json"), "hardware": settings}
+
+    @cached_property
+    def _prompting(self) -> dict[str, Any]:
+        return self.prompting.model_dump(mode="json")
+
     def cell(self, train: Step | None, spec: ArmSpec | None, seed: int | None) -> None:
         """Every evaluation of one adapter, or of the base model."""
         for asked in self.asked:
@@ -148,11 +165,10 @@ class EvalPlanner:
 
     def _common(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
         return {
-            "model": self.ref.model_dump(mode="json"),
-            "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
+            **self._machine,
             "arm": arm_info(spec).model_dump(mode="json"),
             "seed": seed,
-            "suite": asked.config.model_dump(mode="json"),
+            "suite": asked.settings,
             "protocol": label(asked.config),
             "items": asked.content,
             "condition": asked.condition,
@@ -166,8 +182,8 @@ class EvalPlanner:
         config = {
             **self._common(asked, spec, seed),
             "capability": None if shared else self.capability,
-            "decoding": asked.how.__dict__,
-            "prompting": None if asked.condition == "bare" else self.prompting.model_dump(mode="json"),
+            "decoding": asdict(asked.how),
+            "prompting": None if asked.condition == "bare" else self._prompting,
         }
         n = len(self.items(asked.config)) * asked.how.epochs
         inputs = {**({"adapter": train} if train else {}), **before}

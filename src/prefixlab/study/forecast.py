@@ -13,8 +13,8 @@ from prefixlab.evals.suites import find_suite
 from prefixlab.model.architectures import Architecture, architecture, offline_config
 from prefixlab.model.flops import generate_flops, train_flops
 from prefixlab.model.recipes import Recipe, recipe
-from prefixlab.records import Record
 from prefixlab.study import costs
+from prefixlab.study.cost_records import CapabilityCost, Effect, Forecast, JudgeCost, Memory, ModelCost, Price
 from prefixlab.study.devices import USABLE, Device
 from prefixlab.study.workload import SuiteLoad, Workload
 
@@ -24,110 +24,6 @@ RUBRIC_WORDS, RUBRIC_REPLY = 330, 20
 """The same of the rubric's questions and their answer; a judge that reasons first writes hundreds more."""
 DISCORDANT, SEED_SD = 0.2, 0.02
 """What the detectable effect of several seeds assumes: prompts on which two arms differ, spread over seeds."""
-
-
-class Price(Record):
-    """Of a judge on a server: currency units for a million tokens."""
-
-    read: float
-    written: float
-
-
-class Effect(Record):
-    """The smallest difference that is found with 80% power."""
-
-    suite: str
-    metric: str
-    prompts: int
-    one_seed: float | None
-    all_seeds: float | None
-    """With the study's seeds, under DISCORDANT and SEED_SD; None for one seed, or where nothing is found."""
-
-
-class Memory(Record):
-    """Bytes at the peak of one device, and whether they fit."""
-
-    asked: float | None
-    """With the study's own setting."""
-    asked_fits: bool | None
-    setting: str | None
-    """The first setting that fits, as keys of a study file; None where none does, or nothing is known."""
-    bytes: float | None
-    """With that setting; where none fits, with the one that needs least."""
-
-
-class CapabilityCost(Record):
-    """One capability on one model."""
-
-    model: str
-    capability: str
-    cells: int
-    trained_tokens: float | None
-    train_flops: float | None
-    train_hours: float | None
-    completions: float | None
-    written_tokens: float | None
-    evaluate_flops: float | None
-    evaluate_hours: float | None
-    evaluate_hours_at_most: float | None
-    """With every completion as long as it may be."""
-    read_hours: float | None
-    """Held-out samples read token by token."""
-    training_memory: Memory
-    evaluation_memory: Memory
-    disk: float | None
-    judge_calls: float | None
-    judge_read: float | None
-    """Tokens that the judge reads."""
-    effects: tuple[Effect, ...]
-    sources: dict[str, str]
-
-
-class ModelCost(Record):
-    """Sums over the capabilities of one model, or over all models."""
-
-    model: str
-    parameters: int | None
-    cells: int
-    trained_tokens: float | None
-    flops: float | None
-    train_hours: float | None
-    evaluate_hours: float | None
-    evaluate_hours_at_most: float | None
-    read_hours: float | None
-    hours: float | None
-    judge_calls: float | None
-    disk: float | None
-
-
-class JudgeCost(Record):
-    """What judging costs."""
-
-    name: str
-    model: str | None
-    served: bool
-    """Whether it is a model on a server."""
-    calls: float | None
-    read_tokens: float | None
-    written_tokens: float | None
-    hours: float | None
-    """On the device, for a guard that runs there; 0 for rules and for a server."""
-    price: float | None
-    """0 where no server is asked; None where its price was not given."""
-
-
-class Forecast(Record):
-    """What a study is predicted to cost."""
-
-    device: str
-    device_memory: float | None
-    assumptions: tuple[str, ...]
-    capabilities: tuple[CapabilityCost, ...]
-    models: tuple[ModelCost, ...]
-    judge: JudgeCost
-    download: float | None
-    """Bytes of model weights in bfloat16, a guard's included, fetched once."""
-    total: ModelCost
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -46,6 +46,8 @@ class _Planner:
         self.items: dict[SuiteConfig, list[EvalItem]] = {}
         self.measured: dict[tuple[str, SuiteConfig], Sizes] = {}
         self.workloads: list[Workload] = []
+        self.readings: dict[tuple[str, bool], dict[str, Any]] = {}
+        """(capability, whether an adapter is made for it) -> what a tokens step reads, which all cells share."""
         self.summary: dict[str, Any] = {}
         self.absent: list[dict[str, Any]] = []
         self.lengths: dict[tuple[str, str], Lengths] = {}
@@ -221,20 +223,20 @@ class _Planner:
         self.workloads.append(self.workload(name, config, ref, specs, chat, position))
         evaluations.cell(None, None, None)
         self.tokens(shared, name, ref, source, None, None, None, specs, rendering, check)
+        settings = {
+            **shared,
+            "hardware": training.model_dump(mode="json", exclude={"why"}),
+            **rendering,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "key": name,
+        }
         for seed in self.study.seeds:
             for spec in specs:
                 train = self.add(
                     make_step(
                         "train",
                         f"{slug_of(ref.name)}-{name}-{spec.name}-s{seed}",
-                        {
-                            **shared,
-                            "hardware": training.model_dump(mode="json", exclude={"why"}),
-                            **rendering,
-                            "recipe": self.recipe.model_dump(mode="json"),
-                            "seed": seed,
-                            "key": name,
-                        },
+                        {**settings, "seed": seed},
                         {"arm": arms[spec.name]},
                         (check,),
                         seconds,
@@ -317,24 +319,27 @@ class _Planner:
         if tokens.samples == 0 or self.study.capabilities[name].data.held_out == 0:
             return
         fresh = train is None and tokens.gradients != "logit"
-        reading = Reading(
-            capability=name,
-            renderings=tuple(reading_specs(specs, controls=tokens.controls)),
-            tokens=tokens,
-            **rendering,
-            recipe=self.recipe if fresh else None,
-            seed=self.study.seeds[0],
-        )
+        if (name, fresh) not in self.readings:
+            made = Reading(
+                capability=name,
+                renderings=tuple(reading_specs(specs, controls=tokens.controls)),
+                tokens=tokens,
+                **rendering,
+                recipe=self.recipe if fresh else None,
+                seed=self.study.seeds[0],
+            )
+            self.readings[name, fresh] = made.model_dump(mode="json")
+        reading = self.readings[name, fresh]
         where = f"{slug_of(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
         config = {
             **shared,
             "arm": arm_info(spec).model_dump(mode="json"),
             "seed": seed,
-            "reading": reading.model_dump(mode="json"),
+            "reading": reading,
         }
         inputs = {"data": source, "adapter": train} if train else {"data": source}
         found = self.lengths[ref.name, name]
-        texts = len(reading.renderings) + (self.recipe.snapshots if train else 0)
+        texts = len(reading["renderings"]) + (self.recipe.snapshots if train else 0)
         read = texts * self.held(name) * (found.mean or 0.0)
         seconds = self.speeds[ref.name].read(read, tokens.gradients, found.supervised or 0.0)
         self.add(make_step("tokens", where, config, inputs, (check,), seconds))

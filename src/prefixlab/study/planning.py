@@ -4,15 +4,14 @@ from prefixlab.config import HardwareConfig, Study
 from prefixlab.errors import UserError
 from prefixlab.model.machine import resolve
 from prefixlab.study.checks import check_study
+from prefixlab.study.cost_records import Forecast, Price
 from prefixlab.study.devices import find_device
 from prefixlab.study.estimate import estimate, out_of_reach
-from prefixlab.study.forecast import Forecast, Price, forecast
+from prefixlab.study.forecast import forecast
 from prefixlab.study.run import current_plan
 from prefixlab.study.steps import Plan
 from prefixlab.study.store import Store
 from prefixlab.study.workload import Workload
-
-__all__ = ["Price", "planned"]
 
 
 def planned(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prefixlab.study.steps import Plan
 
 app = typer.Typer()
+WIDEST = 1_000
+"""Columns of text; tables take what they need of it."""
 LISTED = 1_000
 """Steps that are shown one by one."""
 
@@ -165,7 +167,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
         table.add_column(name, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=max(out_console.width, 200), soft_wrap=True).print(table, highlight=False)
+    Console(width=WIDEST, soft_wrap=True).print(table, highlight=False)
 
 
 def _paid(judge: "JudgeCost") -> str:

@@ -4,7 +4,7 @@ Everything that is at hand (local files, built-in sets and models, the hub's cac
 a table, or is not known, is said in `Workload.sources`. An estimate has no steps: their ids hang on content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.architectures import OPENS_REASONING, Architecture, architecture, offline_config
 from prefixlab.model.load import BUILTIN, load_tokenizer, resolve_model
 from prefixlab.model.recipes import check_adapter, recipe
-from prefixlab.records import EvalItem
+from prefixlab.records import EvalItem, Sample
 from prefixlab.study.known_sets import SUITES, TRAINING
 from prefixlab.study.predict import Lengths, item_sizes, sample_lengths, token_counts
 from prefixlab.study.reading import reading_specs
@@ -90,23 +90,42 @@ class _Data:
 class _Estimator:
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.items: dict[str, list[EvalItem] | None] = {}
+        self.items: dict[SuiteConfig, list[EvalItem] | None] = {}
+        self.read: dict[str, list[Sample] | None] = {}
 
     @cached_property
     def models(self) -> list[_Model]:
         return [_find_model(name, self.study) for name in self.study.models]
 
-    def suite_items(self, config: SuiteConfig) -> list[EvalItem] | None:
-        """Prompts that are at hand; None for a set on the hub that is not."""
-        key = config.model_dump_json()
-        if key not in self.items:
+    @property
+    def count_tokens(self) -> Callable[[str], int] | None:
+        """Tokens of a text by the first model's tokenizer, as controls are matched; None where it is not at hand."""
+        first = self.models[0].tokenizer
+        return None if first is None else lambda text: len(first(text, add_special_tokens=False)["input_ids"])
+
+    def samples(self, name: str, config: CapabilityConfig) -> list[Sample] | None:
+        """A capability's training samples; None where its set on the hub is not at hand."""
+        if name not in self.read:
             try:
-                self.items[key] = load_items(config)
+                self.read[name] = read_samples(
+                    config.data, name, rationale=config.no_reasoning == "rationale", skipped=[]
+                )[0]
             except UserError as error:
                 if not out_of_reach(error):
                     raise
-                self.items[key] = None
-        return self.items[key]
+                self.read[name] = None
+        return self.read[name]
+
+    def suite_items(self, config: SuiteConfig) -> list[EvalItem] | None:
+        """Prompts that are at hand; None for a set on the hub that is not."""
+        if config not in self.items:
+            try:
+                self.items[config] = load_items(config)
+            except UserError as error:
+                if not out_of_reach(error):
+                    raise
+                self.items[config] = None
+        return self.items[config]
 
     def suite(self, config: SuiteConfig, model: _Model, position: str | None) -> tuple[SuiteLoad, str]:
         suite = find_suite(config.suite)
@@ -131,16 +150,13 @@ class _Estimator:
     def data(self, name: str, config: CapabilityConfig, model: _Model) -> _Data:
         """Training samples: counted, or by the table, or unknown."""
         data, source = config.data, config.data.source
-        try:
-            samples, _ = read_samples(data, name, rationale=config.no_reasoning == "rationale", skipped=[])
-            if model.tokenizer is not None:
-                return _Data(sample_lengths(samples, *token_counts(samples, model.tokenizer)), HERE)
+        samples = self.samples(name, config)
+        if samples is not None and model.tokenizer is not None:
+            return _Data(sample_lengths(samples, *token_counts(samples, model.tokenizer)), HERE)
+        if samples is not None:
             texts = [(sum(len(m.content) for m in s.messages), len((s.reasoning or "") + s.answer)) for s in samples]
             pairs = [(p / 4 + TEMPLATE + r / 4, r / 4) for p, r in texts]
             return _Data(Lengths.of(pairs), "samples counted, four characters taken for a token")
-        except UserError as error:
-            if not out_of_reach(error):
-                raise
         known = TRAINING.get(source)
         rows = known.rows.get(data.split) if known else None
         left = None if rows is None else max(0, rows - data.held_out - self.tested(config))
@@ -219,6 +235,6 @@ def estimate(study: Study) -> list[Workload]:
     loads = []
     for name, config in study.capabilities.items():
         entries = [a for a in study.arms if a.capabilities is None or name in a.capabilities]
-        specs = arm_specs(entries, name, native=study.native)
+        specs = arm_specs(entries, name, native=study.native, count_tokens=maker.count_tokens)
         loads += [maker.workload(name, config, model, specs) for model in maker.models]
     return loads

@@ -66,6 +66,7 @@ class _Forecaster:
         self.explicit = device.bandwidth is None
         self.base_done: set[tuple[str, str, str, int | None]] = set()
         """The bare base is asked once for all capabilities."""
+        self.detectable: dict[str, tuple[Effect, ...]] = {}
 
     def runs(self, load: Workload, suite: SuiteLoad) -> int:
         """How often the suite is sampled: every condition of every adapter and of the base."""
@@ -226,25 +227,27 @@ class _Forecaster:
             disk=self.disk(load, evaluated),
             judge_calls=total(lambda e: e.calls),
             judge_read=total(lambda e: e.judge_read if e.calls else 0.0),
-            effects=tuple(self.effects(load)),
+            effects=self.effects(load),
             sources=load.sources,
         )
 
-    def effects(self, load: Workload) -> Iterable[Effect]:
-        alpha = self.study.analysis.alpha
-        for suite in load.suites:
-            for metric in find_suite(suite.suite).metrics:
-                n = (suite.prompts or {}).get(metric.kind)
-                if n is None:
-                    continue
-                several = mde(assumed(DISCORDANT, SEED_SD), n, load.seeds, alpha) if load.seeds > 1 and n > 1 else None
-                yield Effect(
-                    suite=suite.suite,
-                    metric=metric.name,
-                    prompts=n,
-                    one_seed=detectable(n, DISCORDANT, alpha),
-                    all_seeds=several,
-                )
+    def effects(self, load: Workload) -> tuple[Effect, ...]:
+        """What the suites of a capability can detect; the same for every model."""
+        if load.capability not in self.detectable:
+            self.detectable[load.capability] = tuple(
+                self.effect(load, suite.suite, metric.name, suite.prompts[metric.kind])
+                for suite in load.suites
+                for metric in find_suite(suite.suite).metrics
+                if suite.prompts is not None and metric.kind in suite.prompts
+            )
+        return self.detectable[load.capability]
+
+    def effect(self, load: Workload, suite: str, metric: str, n: int) -> Effect:
+        alpha, several = self.study.analysis.alpha, None
+        if load.seeds > 1 and n > 1:
+            several = mde(assumed(DISCORDANT, SEED_SD), n, load.seeds, alpha)
+        one = detectable(n, DISCORDANT, alpha)
+        return Effect(suite=suite, metric=metric, prompts=n, one_seed=one, all_seeds=several)
 
     def judge(self, found: Sequence[CapabilityCost], price: Price | None) -> tuple[JudgeCost, Architecture | None]:
         config = self.study.judge

@@ -1,7 +1,7 @@
 """`prefixlab plan`: what a study would do and cost, before anything runs, also without its models and data."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,7 +108,7 @@ def plan(
         )
 
 
-def _steps(made: "Plan", states: dict[str, str]) -> None:
+def _steps(made: "Plan", states: Mapping[str, str]) -> None:
     """Steps with their state, and what each capability is made of."""
     if len(made.steps) <= LISTED:
         rows = [(s.slug, states[s.slug], f"{s.predicted_seconds:.0f}") for s in made.steps]

@@ -1,7 +1,8 @@
 """A plan without the hub: workloads from tables, where models or data sets cannot be had here.
 
-Everything that is at hand (local files, built-in sets and models, the hub's cache) is still counted. What is taken from
-a table, or is not known, is said in `Workload.sources`. An estimate has no steps: their ids hang on content.
+Local files, built-in sets and local models are still counted. The hub is not asked again: every try may take its
+time-out. What is from a table, or not known, is said in `Workload.sources`. An estimate has no steps: their ids
+hang on content.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from prefixlab.config import CapabilityConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
@@ -21,7 +22,7 @@ from prefixlab.errors import UserError
 from prefixlab.evals.protocols import decoding
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.architectures import OPENS_REASONING, Architecture, architecture, offline_config
-from prefixlab.model.load import BUILTIN, load_tokenizer, resolve_model
+from prefixlab.model.load import BUILTIN, UNREACHED, load_tokenizer, resolve_model
 from prefixlab.model.recipes import check_adapter, recipe
 from prefixlab.records import EvalItem, Sample
 from prefixlab.study.known_sets import SUITES, TRAINING
@@ -53,7 +54,7 @@ def out_of_reach(error: UserError) -> bool:
     """Whether it says that the hub, or something on it, cannot be had here; a name that the hub lacks is a mistake."""
     cause = error.__cause__
     lacking = isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError)
-    return isinstance(cause, OSError | ImportError | HfHubHTTPError) and not lacking
+    return isinstance(cause, (*UNREACHED, ImportError)) and not lacking
 
 
 def _find_model(name: str, study: Study) -> _Model:
@@ -104,27 +105,21 @@ class _Estimator:
         return None if first is None else lambda text: len(first(text, add_special_tokens=False)["input_ids"])
 
     def samples(self, name: str, config: CapabilityConfig) -> list[Sample] | None:
-        """A capability's training samples; None where its set on the hub is not at hand."""
+        """A capability's training samples; None for a set on the hub."""
         if name not in self.read:
-            try:
-                self.read[name] = read_samples(
-                    config.data, name, rationale=config.no_reasoning == "rationale", skipped=[]
-                )[0]
-            except UserError as error:
-                if not out_of_reach(error):
-                    raise
-                self.read[name] = None
+            found = None
+            if not is_hub_id(config.data.source):
+                rationale = config.no_reasoning == "rationale"
+                found = read_samples(config.data, name, rationale=rationale, skipped=[])[0]
+            self.read[name] = found
         return self.read[name]
 
     def suite_items(self, config: SuiteConfig) -> list[EvalItem] | None:
-        """Prompts that are at hand; None for a set on the hub that is not."""
+        """Prompts of a suite; None for a set on the hub."""
         if config not in self.items:
-            try:
-                self.items[config] = load_items(config)
-            except UserError as error:
-                if not out_of_reach(error):
-                    raise
-                self.items[config] = None
+            suite = find_suite(config.suite)
+            source = config.source or (suite.hub.name if suite.hub else "")
+            self.items[config] = None if source and is_hub_id(source) else load_items(config)
         return self.items[config]
 
     def suite(self, config: SuiteConfig, model: _Model, position: str | None) -> tuple[SuiteLoad, str]:

@@ -210,7 +210,7 @@ def test_the_cpu_study_takes_four_hours_at_most(shared):
 
 
 def test_planning_grows_with_the_cells():
-    """Seven times the additional cells take seven times the additional calls: 20, 40 and 160 cells."""
+    """Seven times the additional cells take seven times the additional calls, where squares would take 21 times."""
 
     def calls(seeds):
         study = tiny_study(seeds=list(range(seeds)))
@@ -225,9 +225,10 @@ def test_planning_grows_with_the_cells():
         assert len({s.slug for s in made.steps}) == len(made.steps)
         return pstats.Stats(profile).total_calls
 
-    calls(1)  # caches and imports
-    few, many, most = calls(2), calls(4), calls(16)
-    assert (most - few) / (many - few) == pytest.approx(7, rel=0.15)
+    for _ in range(2):
+        calls(1)  # caches and imports
+    few, many, most = calls(4), calls(8), calls(32)
+    assert 3 < (most - few) / (many - few) < 10
 
 
 def test_the_studies_that_ship_can_be_read():

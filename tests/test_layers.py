@@ -14,14 +14,9 @@ NOUNS = {"errors", "records", "config", "config_serving", "study_file", "__init_
 
 def layer(module: str) -> str:
     head = module.split(".")[1] if "." in module else "__init__"
-    return (
-        "nouns"
-        if head in NOUNS
-        else "cli"
-        if head
-        in ("cli", "cli_analysis", "cli_data", "cli_eval", "cli_report", "cli_rewrite", "cli_shared", "__main__")
-        else head
-    )
+    if head in NOUNS:
+        return "nouns"
+    return "cli" if head == "__main__" or head.startswith("cli") else head
 
 
 def imports(path: Path):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_report, cli_rewrite
+from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_plan, cli_report, cli_rewrite
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -79,70 +79,6 @@ def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = Non
         raise UserError(
             f"{len(outcome.failed)} steps failed, first {first[0]}: {first[1]}; the others are finished and kept"
         )
-
-
-@app.command(
-    help=help_text(
-        "Show what a study would do: cells, steps done and to do, predicted time, detectable effects.",
-        "prefixlab plan studies/quickstart.yaml --json",
-    )
-)
-def plan(
-    study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, as_json: JsonOption = False
-) -> None:
-    from prefixlab.study.run import current_plan
-    from prefixlab.study.store import Store
-    from prefixlab.study_file import load_study
-
-    study = load_study(study_file, overrides or [])
-    store = Store(out or Path("runs") / study.name)
-    made = current_plan(study, store, lambda text: None)
-    states = {s.slug: store.state(s.slug) for s in made.steps}
-    left = sum(s.predicted_seconds for s in made.steps if states[s.slug] != "done")
-    if as_json:
-        document = made.model_dump(mode="json")
-        for step in document["steps"]:
-            step["state"] = states[step["slug"]]
-        print_json({**document, "predicted_seconds_left": left})
-        return
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("step", "left"), ("state", "left"), ("predicted s", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for step in made.steps:
-        table.add_row(step.slug, states[step.slug], f"{step.predicted_seconds:.0f}")
-    out_console.print(table)
-    for name, about in made.summary.items():
-        effects = ", ".join(
-            f"{metric}: {e['prompts']} prompts detect "
-            + (f"{100 * e['difference']:.0f} points" if e["difference"] else "nothing")
-            for metric, e in about["detectable_at_20_percent_discordant"].items()
-        )
-        out_console.print(
-            f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "
-            f"{len(about['arms'])} arms; {effects} (80% power, 5%, 20% discordant pairs, one seed)",
-            highlight=False,
-        )
-        if about["native_is_r000"]:
-            text = f"{name}: native equals r000 (no opening was found) and is not trained twice"
-            out_console.print(text, highlight=False)
-        if about["skipped_rows"]:
-            text = f"{name}: {about['skipped_rows']} rows skipped; {about['first_skipped'][0]}"
-            out_console.print(text, highlight=False, markup=False)
-        how = about["training"]
-        compiled = "compiled layers" if how["compile"] else "layers not compiled"
-        out_console.print(
-            f"{name}: {how['steps']} optimiser steps of {how['samples_per_step']} samples a cell, "
-            f"{100 * how['supervised_share']:.0f}% of the tokens supervised, {compiled}, "
-            f"{how['processes']} {'process' if how['processes'] == 1 else 'processes'}",
-            highlight=False,
-            markup=False,
-        )
-    hardware = made.hardware
-    out_console.print(
-        f"{hardware.dtype} on {hardware.device} ({hardware.why}), {hardware.threads} threads; "
-        f"{sum(s != 'done' for s in states.values())} of {len(states)} steps to do, about {left / 60:.0f} min",
-        highlight=False,
-    )
 
 
 @app.command(
@@ -225,6 +161,7 @@ def results(
         _print_answer(data)
 
 
+app.add_typer(cli_plan.app)
 app.add_typer(cli_report.app)
 app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)

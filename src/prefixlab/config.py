@@ -51,6 +51,8 @@ class DataConfig(Config):
     """`builtin:NAME`, a local JSONL, JSON, CSV or Parquet file, or a hub id such as org/name."""
     split: str = "train"
     """Split to read from a hub data set."""
+    config: str | None = None
+    """Part of a hub data set that has several, e.g. `main` of openai/gsm8k."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set; the newest where null."""
     columns: dict[str, str] = {}

@@ -258,6 +258,7 @@ def test_code_counts_comments_and_docstrings_do_not(monkeypatch, tmp_path):
     found = []
     for text in ('"""Doc."""\nx = 1\n', '"""Other."""\n# why\nx  =  1\n', '"""Doc."""\nx = 2\n'):
         (tmp_path / "m.py").write_text(text)
+        steps.module_code.cache_clear()
         code_hash.cache_clear()
         found.append(code_hash(("m",)))
     code_hash.cache_clear()

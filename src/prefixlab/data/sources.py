@@ -259,7 +259,8 @@ def read_samples(
 
 def _file_samples(data: DataConfig, skipped: list[tuple[int, str]] | None) -> list[Sample]:
     samples, first, n = [], "", 0
-    for n, raw in enumerate(iter_rows(data.source, split=data.split, revision=data.revision), 1):
+    rows = iter_rows(data.source, split=data.split, revision=data.revision, config=data.config)
+    for n, raw in enumerate(rows, 1):
         try:
             if raw.value is None:
                 raise Unusable(raw.error)

@@ -42,6 +42,11 @@ MANIFEST = "prefixlab.json"
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config fields of heads that are more than one matrix (Gemma 2, Cohere, Granite)."""
 
+_TRANSPORT: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+"""What the hub's HTTP library raises without a network; which library that is depends on huggingface_hub's version."""
+UNREACHED = (_TRANSPORT, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError)
+"""What it looks like when something cannot be had from the hub."""
+
 
 @dataclass(frozen=True)
 class Builtin:
@@ -171,7 +176,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
         raise unknown("model", name, [*BUILTIN, "<local folder>", "<hub id such as org/name>"])
     try:
         commit = HfApi().model_info(name, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
+    except UNREACHED as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model {name!r} could not be read from the hub ({reason}). Check the id, your login for gated models "

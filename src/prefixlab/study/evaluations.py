@@ -5,7 +5,8 @@ another metric or a mended grader therefore never samples again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
 from prefixlab.analysis.rows import BASE, ArmInfo
@@ -27,11 +28,10 @@ from prefixlab.evals.suites import find_suite
 from prefixlab.records import EvalItem, ModelRef, Resolved
 from prefixlab.study.predict import Speed
 from prefixlab.study.steps import SERVED_CODE, Step, code_hash, content_hash, make_step
-
-PROMPT_TOKENS = 30
-"""What a test prompt is taken to hold when time is predicted."""
+from prefixlab.study.workload import Sizes, expected_tokens
 
 
+@cache
 def slug_of(name: str) -> str:
     """A model's or suite's name as part of a step's."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")[-40:]
@@ -66,7 +66,12 @@ class Asked:
     content: str
     """Hash of the prompts, or of somebody else's task."""
 
-    @property
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The suite as the study asks for it, for a step's configuration."""
+        return self.config.model_dump(mode="json")
+
+    @cached_property
     def name(self) -> str:
         """Of the suite and condition, as part of a step's name."""
         protocol = "" if self.config.protocol == "prefixlab" else f"-{self.config.protocol}"
@@ -141,11 +146,23 @@ class EvalPlanner:
     judge_settings: dict[str, str]
     """`judge_identity` of it, which reads all weights of a local guard."""
     items: Callable[[SuiteConfig], list[EvalItem]]
+    sizes: Callable[[SuiteConfig], Sizes]
+    """Tokens of its prompts, for the predicted time."""
     add: Callable[[Step], Step]
     speed: Speed
     check: Step
     serving: ServingConfig | None = None
     absent: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def _machine(self) -> dict[str, Any]:
+        """Model and hardware, which every step of this planner shares."""
+        settings = self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"})
+        return {"model": self.ref.model_dump(mode="json"), "hardware": settings}
+
+    @cached_property
+    def _prompting(self) -> dict[str, Any]:
+        return self.prompting.model_dump(mode="json")
 
     def cell(self, train: Step | None, spec: ArmSpec | None, seed: int | None) -> None:
         """Every evaluation of one adapter, or of the base model."""
@@ -169,11 +186,10 @@ class EvalPlanner:
 
     def _common(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:
         return {
-            "model": self.ref.model_dump(mode="json"),
-            "hardware": self.hardware.model_dump(mode="json", exclude={"why", "compile", "processes"}),
+            **self._machine,
             "arm": arm_info(spec).model_dump(mode="json"),
             "seed": seed,
-            "suite": asked.config.model_dump(mode="json"),
+            "suite": asked.settings,
             "protocol": label(asked.config),
             "items": asked.content,
             "condition": asked.condition,
@@ -187,8 +203,8 @@ class EvalPlanner:
         config = {
             **self._common(asked, spec, seed),
             "capability": None if shared else self.capability,
-            "decoding": asked.how.__dict__,
-            "prompting": None if asked.condition == "bare" else self.prompting.model_dump(mode="json"),
+            "decoding": asdict(asked.how),
+            "prompting": None if asked.condition == "bare" else self._prompting,
         }
         if self.serving is not None:  # the server's machine and dtype decide, not ours
             del config["hardware"]
@@ -196,7 +212,10 @@ class EvalPlanner:
         n = len(self.items(asked.config)) * asked.how.epochs
         inputs = {**({"adapter": train} if train else {}), **before}
         where = self._where(asked, spec, seed, config["capability"])
-        seconds = self.speed.generate(n * PROMPT_TOKENS, n * asked.how.max_tokens * 0.6)
+        sizes = self.sizes(asked.config)
+        given = sizes.given or 0.0
+        written = given if asked.suite.choices else expected_tokens(asked.how.max_tokens)
+        seconds = self.speed.generate(n * (sizes.prompt or 0.0), n * written)
         return self.add(make_step("generate", where, config, inputs, (self.check,), seconds))
 
     def _scoring(self, asked: Asked, spec: ArmSpec | None, seed: int | None) -> dict[str, Any]:

@@ -3,20 +3,19 @@
 What the machine decides (dtype, attention, threads) is resolved here, once, and obeyed on resume.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prefixlab.analysis import stats
 from prefixlab.analysis.rows import BASE
 from prefixlab.config import CapabilityConfig, HardwareConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
-from prefixlab.data.chat import chat_format
+from prefixlab.data.chat import ChatFormat, chat_format
 from prefixlab.data.overlap import Overlap, find_overlaps
-from prefixlab.data.prefixes import load_set
 from prefixlab.data.sources import read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.errors import UserError
-from prefixlab.evals.aggregate import metrics_of
 from prefixlab.evals.conditions import Prompting
 from prefixlab.evals.judges import judge_identity
 from prefixlab.evals.protocols import decoding
@@ -26,10 +25,12 @@ from prefixlab.model.load import BUILTIN, is_cached, load_tokenizer, resolve_mod
 from prefixlab.model.machine import resolve
 from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
+from prefixlab.study.checks import check_study
 from prefixlab.study.evaluations import EvalPlanner, arm_info, asked_of, slug_of
-from prefixlab.study.predict import Speed, token_counts, with_compiling
+from prefixlab.study.predict import Lengths, Speed, item_sizes, sample_lengths, token_counts, with_compiling
 from prefixlab.study.reading import Reading, reading_specs
 from prefixlab.study.steps import Plan, Step, content_hash, make_step, signature
+from prefixlab.study.workload import Sizes, Workload, arm_loads, suite_load
 
 
 class _Planner:
@@ -38,29 +39,36 @@ class _Planner:
     def __init__(self, study: Study, hardware: Resolved) -> None:
         self.study, self.hardware = study, hardware
         self.recipe: Recipe = recipe(study.training)
-        self.steps: list[Step] = []
+        self.steps: dict[str, Step] = {}
         self.refs = tuple(resolve_model(name) for name in study.models)
         self.tokenizers = {ref.name: load_tokenizer(ref) for ref in self.refs}
         self.speeds = {ref.name: Speed(ref, hardware, self.recipe) for ref in self.refs}
-        self.items: dict[str, list[EvalItem]] = {}
+        self.items: dict[SuiteConfig, list[EvalItem]] = {}
+        self.measured: dict[tuple[str, SuiteConfig], Sizes] = {}
+        self.workloads: list[Workload] = []
+        self.readings: dict[tuple[str, bool], dict[str, Any]] = {}
+        """(capability, whether an adapter is made for it) -> what a tokens step reads, which all cells share."""
         self.summary: dict[str, Any] = {}
         self.absent: list[dict[str, Any]] = []
-        self.lengths: dict[tuple[str, str], tuple[float, float]] = {}
-        """(model, capability) -> tokens, and supervised tokens, of a sample."""
+        self.lengths: dict[tuple[str, str], Lengths] = {}
+        """(model, capability) -> tokens of its samples."""
         suites = [s.suite for c in study.capabilities.values() for s in c.suites]
         self.judge_settings = judge_identity(study.judge) if any(find_suite(s).judged for s in suites) else {}
 
     def add(self, step: Step) -> Step:
         """Put a step into the plan, once: the bare base model is shared by all capabilities."""
-        if all(s.slug != step.slug for s in self.steps):
-            self.steps.append(step)
-        return step
+        return self.steps.setdefault(step.slug, step)
 
     def suite_items(self, config: SuiteConfig) -> list[EvalItem]:
-        key = config.model_dump_json()
-        if key not in self.items:
-            self.items[key] = load_items(config)
-        return self.items[key]
+        if config not in self.items:
+            self.items[config] = load_items(config)
+        return self.items[config]
+
+    def sizes(self, model: str, config: SuiteConfig) -> Sizes:
+        """Tokens of a suite's prompts by a model's tokenizer."""
+        if (model, config) not in self.measured:
+            self.measured[model, config] = item_sizes(self.suite_items(config), self.tokenizers[model])
+        return self.measured[model, config]
 
     def overlaps(self, data: Sequence[Sample]) -> list[Overlap]:
         """What a training set shares with every suite of the study."""
@@ -206,28 +214,30 @@ class _Planner:
             judge=self.study.judge,
             judge_settings=self.judge_settings,
             items=self.suite_items,
+            sizes=partial(self.sizes, ref.name),
             add=self.add,
             speed=self.speeds[ref.name],
             check=check,
             serving=self.study.serving,
             absent=self.absent,
         )
+        self.workloads.append(self.workload(name, config, ref, specs, chat, position))
         evaluations.cell(None, None, None)
         self.tokens(shared, name, ref, source, None, None, None, specs, rendering, check)
+        settings = {
+            **shared,
+            "hardware": training.model_dump(mode="json", exclude={"why"}),
+            **rendering,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "key": name,
+        }
         for seed in self.study.seeds:
             for spec in specs:
                 train = self.add(
                     make_step(
                         "train",
                         f"{slug_of(ref.name)}-{name}-{spec.name}-s{seed}",
-                        {
-                            **shared,
-                            "hardware": training.model_dump(mode="json", exclude={"why"}),
-                            **rendering,
-                            "recipe": self.recipe.model_dump(mode="json"),
-                            "seed": seed,
-                            "key": name,
-                        },
+                        {**settings, "seed": seed},
                         {"arm": arms[spec.name]},
                         (check,),
                         seconds,
@@ -236,11 +246,51 @@ class _Planner:
                 evaluations.cell(train, spec, seed)
                 self.tokens(shared, name, ref, source, train, spec, seed, specs, rendering, check)
 
+    def held(self, name: str) -> int:
+        """Held-out samples of a capability that are read."""
+        tokens, held = self.study.analysis.tokens, self.study.capabilities[name].data.held_out
+        return held if tokens.samples is None else min(tokens.samples, held)
+
+    def workload(
+        self,
+        name: str,
+        config: CapabilityConfig,
+        ref: ModelRef,
+        specs: Sequence[ArmSpec],
+        chat: ChatFormat,
+        position: str,
+    ) -> Workload:
+        """What the capability asks of the model, counted."""
+        found = self.lengths[ref.name, name]
+        suites = []
+        for asked in config.suites:
+            suite, items = find_suite(asked.suite), self.suite_items(asked)
+            counts = {k: sum(i.kind == k for i in items) for k in dict.fromkeys(i.kind for i in items)}
+            prompts = None if suite.foreign else counts
+            how, sizes = decoding(asked, suite.max_tokens), self.sizes(ref.name, asked)
+            suites.append(suite_load(asked, suite, how, self.study.conditions, position, chat, prompts, sizes))
+        texts = len(reading_specs(specs, controls=self.study.analysis.tokens.controls))
+        return Workload(
+            capability=name,
+            model=ref.name,
+            architecture=self.speeds[ref.name].architecture,
+            samples=found.n,
+            tokens=found.mean,
+            squares=found.squares,
+            supervised=found.supervised,
+            longest=found.longest,
+            arms=arm_loads(specs),
+            seeds=len(self.study.seeds),
+            readings=self.held(name) * texts,
+            suites=tuple(suites),
+            sources={},
+        )
+
     def training(self, name: str, ref: ModelRef, kept: Sequence[Sample]) -> tuple[Resolved, float]:
         """How cells of one capability and model are trained, and the seconds one takes; counted, and summed up."""
         check_count(len(kept), self.recipe)
         lengths, supervised = token_counts(kept, self.tokenizers[ref.name])
-        self.lengths[ref.name, name] = (sum(lengths) / len(lengths), supervised / len(lengths))
+        self.lengths[ref.name, name] = sample_lengths(kept, lengths, supervised)
         flops = self.speeds[ref.name].train_flops(lengths, supervised)
         how = with_compiling(self.hardware, self.study.hardware, flops)
         self.summary[name]["training"] = {
@@ -270,27 +320,29 @@ class _Planner:
         if tokens.samples == 0 or self.study.capabilities[name].data.held_out == 0:
             return
         fresh = train is None and tokens.gradients != "logit"
-        reading = Reading(
-            capability=name,
-            renderings=tuple(reading_specs(specs, controls=tokens.controls)),
-            tokens=tokens,
-            **rendering,
-            recipe=self.recipe if fresh else None,
-            seed=self.study.seeds[0],
-        )
+        if (name, fresh) not in self.readings:
+            made = Reading(
+                capability=name,
+                renderings=tuple(reading_specs(specs, controls=tokens.controls)),
+                tokens=tokens,
+                **rendering,
+                recipe=self.recipe if fresh else None,
+                seed=self.study.seeds[0],
+            )
+            self.readings[name, fresh] = made.model_dump(mode="json")
+        reading = self.readings[name, fresh]
         where = f"{slug_of(ref.name)}-{name}-" + (f"{spec.name}-s{seed}" if spec else BASE)
         config = {
             **shared,
             "arm": arm_info(spec).model_dump(mode="json"),
             "seed": seed,
-            "reading": reading.model_dump(mode="json"),
+            "reading": reading,
         }
         inputs = {"data": source, "adapter": train} if train else {"data": source}
-        length, supervised = self.lengths[ref.name, name]
-        held = self.study.capabilities[name].data.held_out
-        texts = len(reading.renderings) + (self.recipe.snapshots if train else 0)
-        read = texts * min(tokens.samples or held, held) * length
-        seconds = self.speeds[ref.name].read(read, tokens.gradients, supervised)
+        found = self.lengths[ref.name, name]
+        texts = len(reading["renderings"]) + (self.recipe.snapshots if train else 0)
+        read = texts * self.held(name) * (found.mean or 0.0)
+        seconds = self.speeds[ref.name].read(read, tokens.gradients, found.supervised or 0.0)
         self.add(make_step("tokens", where, config, inputs, (check,), seconds))
 
 
@@ -305,30 +357,7 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
     Raises:
         UserError: A model, data set, suite or prefix set that cannot be had.
     """
-    for name, capability in study.capabilities.items():
-        for i, suite in enumerate(capability.suites):
-            about = find_suite(suite.suite, f"capabilities.{name}.suites[{i}]")
-            reported = [m.name for m in metrics_of(about, decoding(suite, about.max_tokens).epochs)]
-            wanted = capability.primary.metric
-            if suite == capability.primary_suite() and not is_foreign(suite.suite) and wanted not in reported:
-                raise UserError(
-                    f"capabilities.{name}.primary.metric {wanted!r}: suite {suite.suite!r} reports "
-                    f"{', '.join(reported)}"
-                )
-    for entry in study.arms:
-        load_set(entry.prefixes)
-    most = max(c.data.held_out for c in study.capabilities.values())
-    if (study.analysis.tokens.samples or 0) > most:
-        raise UserError(
-            f"analysis.tokens.samples {study.analysis.tokens.samples}: the capabilities hold out {most} samples at "
-            "most; raise data.held_out, or leave the number out to read all"
-        )
-    tokens, lora = study.analysis.tokens, study.training.lora.model_extra or {}
-    if tokens.gradients != "logit" and not tokens.weights and lora.get("use_dora"):
-        raise UserError(
-            f"analysis.tokens.gradients {tokens.gradients!r}: training.lora.use_dora is no plain LoRA, whose gradients "
-            "are attributed; set gradients: logit, or name layers in analysis.tokens.weights"
-        )
+    check_study(study)
     asked = study.hardware.model_dump(mode="json")
     hardware = stored.hardware if stored and stored.hardware_asked == asked else resolve(HardwareConfig(**asked))
     for name in study.models:
@@ -345,8 +374,11 @@ def make_plan(study: Study, stored: Plan | None, progress: Callable[[str], None]
         hardware=hardware,
         hardware_asked=asked,
         models=planner.refs,
-        steps=tuple(_ordered(planner.steps, study.serving is not None and study.serving.command is not None)),
+        steps=tuple(
+            _ordered(list(planner.steps.values()), study.serving is not None and study.serving.command is not None)
+        ),
         absent=tuple(planner.absent),
+        workloads=tuple(load.model_dump(mode="json") for load in planner.workloads),
         summary=planner.summary,
     )
 

@@ -1,22 +1,28 @@
 """What a cell will cost before anything runs: operations by formula, seconds by a nominal rate, compiling by counts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
 from transformers import AutoConfig
 
 from prefixlab.config import HardwareConfig
 from prefixlab.data.chat import prompt_ids
+from prefixlab.model.architectures import architecture
 from prefixlab.model.flops import generate_flops, model_shape, train_flops
 from prefixlab.model.machine import compile_pays
 from prefixlab.model.recipes import Recipe, check_adapter
-from prefixlab.records import ModelRef, Resolved, Sample
+from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
+from prefixlab.study.devices import CPU_BF16, CPU_FORWARD, CPU_TRAIN
+from prefixlab.study.workload import Sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLED = 200
-"""Samples whose tokens are counted; the others are taken to be like them."""
+"""Samples, and prompts of a suite, whose tokens are counted; the others are taken to be like them."""
+GPU = 1e14
+"""FLOP/s of a GPU whose name the predicted seconds do not ask for."""
 
 
 class Speed:
@@ -29,10 +35,17 @@ class Speed:
     def __init__(self, ref: ModelRef, hardware: Resolved, plan: Recipe) -> None:
         config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
         self.shape = model_shape(config, ref.name)
+        self.architecture = architecture(config, ref.name)
         check_adapter(plan, config)
         self.plan = plan
-        per_thread = 50e9 if hardware.dtype == "float32" else 200e9
-        self.rate: float = per_thread * hardware.threads if hardware.device == "cpu" else 1e14 * hardware.processes
+        self.rate: float = GPU * hardware.processes
+        """FLOP/s in training."""
+        self.forward: float = GPU
+        """FLOP/s in forward passes."""
+        if hardware.device == "cpu":
+            slow = hardware.dtype == "float32"
+            self.rate = (CPU_TRAIN if slow else CPU_BF16) * hardware.threads
+            self.forward = (CPU_FORWARD if slow else CPU_BF16) * hardware.threads
 
     def train_flops(self, lengths: Sequence[int], supervised: int) -> float:
         """Operations of one cell over all its epochs."""
@@ -44,9 +57,9 @@ class Speed:
         return flops / self.rate + 1
 
     def generate(self, prefill: float, decoded: float) -> float:
-        """Prefill and decoding; decoding reads all weights for few tokens and runs at half the rate."""
-        flops = generate_flops(self.shape, prefill, 0) + 2 * generate_flops(self.shape, decoded, decoded)
-        return flops / self.rate + 2
+        """Prompts, and tokens that are written or compared; many prompts are decoded together."""
+        flops = generate_flops(self.shape, prefill, 0) + generate_flops(self.shape, decoded, decoded)
+        return flops / self.forward + 2
 
     def read(self, tokens: float, gradients: Literal["logit", "positions", "tokens"], supervised: float) -> float:
         """Seconds to read so many tokens by an adapter and by the base under it, with what the gradients cost.
@@ -57,7 +70,7 @@ class Speed:
             supervised: Supervised tokens of one sample: as many backward passes, where each token has its own.
         """
         passes = 2.0 + {"logit": 0.0, "positions": 3.0, "tokens": 6.0 + 2.0 * supervised}[gradients]
-        return passes * generate_flops(self.shape, tokens, tokens) / self.rate + 3
+        return passes * generate_flops(self.shape, tokens, tokens) / self.forward + 3
 
 
 def token_counts(samples: Sequence[Sample], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
@@ -74,3 +87,50 @@ def with_compiling(hardware: Resolved, asked: HardwareConfig, flops: float) -> R
     """The machine's settings for cells of `flops` each: how many cells there are must not change how one is trained."""
     compiled = compile_pays(hardware, flops) if asked.compile == "auto" else asked.compile
     return hardware.model_copy(update={"compile": compiled})
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Samples, and the mean length, mean square of it, mean supervised tokens and greatest length; None: unknown."""
+
+    n: int | None
+    mean: float | None
+    squares: float | None
+    supervised: float | None
+    longest: int | None
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> Self:
+        """From (tokens, supervised tokens) of every sample."""
+        n = len(pairs)
+        return cls(
+            n,
+            sum(t for t, _ in pairs) / n,
+            sum(t * t for t, _ in pairs) / n,
+            sum(s for _, s in pairs) / n,
+            int(max(t for t, _ in pairs)),
+        )
+
+
+def sample_lengths(samples: Sequence[Sample], lengths: Sequence[int], supervised: int) -> Lengths:
+    """What `token_counts` found, in short; the longest sample is guessed by its characters where it was not counted."""
+
+    def characters(sample: Sample) -> int:
+        return sum(len(m.content) for m in sample.messages) + len(sample.reasoning or "") + len(sample.answer)
+
+    counted = min(SAMPLED, len(samples))
+    each = sum(lengths[:counted]) / max(1, sum(characters(s) for s in samples[:counted]))
+    n = len(samples)
+    longest = max(max(lengths), round(each * max(characters(s) for s in samples)))
+    return Lengths(n, sum(lengths) / n, sum(t * t for t in lengths) / n, supervised / n, longest)
+
+
+def item_sizes(items: Sequence[EvalItem], tokenizer: "PreTrainedTokenizerBase") -> Sizes:
+    """Mean tokens of prompts as they are sent, and of the answers that they compare; unknown of an empty suite."""
+    some = items[:SAMPLED]
+    if not some:
+        return Sizes(None, None)
+    prompts = sum(len(prompt_ids(tokenizer, i.messages)) for i in some)
+    texts = [text for i in some for kind in ("correct", "incorrect") for text in i.data.get(kind, ())]
+    given = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+    return Sizes(prompts / len(some), given / len(some))

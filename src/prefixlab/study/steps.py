@@ -184,6 +184,8 @@ class Plan(Record):
     steps: tuple[Step, ...]
     absent: tuple[dict[str, Any], ...] = ()
     """Evaluations that the study asks for and that do not apply: an eval step's configuration, `status` and `why`."""
+    workloads: tuple[dict[str, Any], ...] = ()
+    """What each capability asks of each model in numbers (study/workload.py), for predicted costs."""
     summary: dict[str, Any]
     """Counts for people: samples, tokens, detectable effects, by capability."""
 
@@ -215,21 +217,26 @@ def version(library: str) -> str:
 
 
 @cache
+def module_code(name: str) -> bytes:
+    """A module's syntax tree without docstrings, or a word list as it is; several kinds of step share most modules."""
+    if name.endswith(".txt"):
+        return (PACKAGE / name).read_bytes()
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.copy_location(ast.Pass(), body[0])
+    return ast.dump(tree).encode()
+
+
+@cache
 def code_hash(modules: tuple[str, ...]) -> str:
     """Hash of the syntax trees of modules, docstrings removed, and of word lists as they are."""
     found = hashlib.sha256()
     for name in modules:
-        if name.endswith(".txt"):
-            found.update((PACKAGE / name).read_bytes())
-            continue
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    body[0] = ast.copy_location(ast.Pass(), body[0])
-        found.update(ast.dump(tree).encode())
+        found.update(module_code(name))
     return found.hexdigest()
 
 

@@ -1,0 +1,237 @@
+"""`prefixlab plan`: costs counted, the same estimated, and what is said where nothing is known."""
+
+import cProfile
+import json
+import pstats
+
+import pytest
+import yaml
+
+from conftest import ROOT, tiny_study
+from prefixlab.errors import UserError
+from prefixlab.evals.suites import load_items
+from prefixlab.model.architectures import architecture, known_config
+from prefixlab.model.flops import train_flops
+from prefixlab.model.recipes import PAPER
+from prefixlab.records import Resolved
+from prefixlab.study.cost_records import Price
+from prefixlab.study.devices import find_device, this_device
+from prefixlab.study.estimate import _limited, estimate, out_of_reach
+from prefixlab.study.forecast import forecast
+from prefixlab.study.plan import make_plan
+from prefixlab.study.workload import Workload
+from prefixlab.study_file import load_study, parse_study
+
+R1 = ROOT / "studies" / "r1_prefix.yaml"
+TWO_THREADS = Resolved(
+    device="cpu", dtype="float32", attention="prefixlab", threads=2, merge_adapters=True, processes=1, why="test"
+)
+
+
+def r1(*overrides):
+    return load_study(R1, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def loads():
+    return estimate(r1())
+
+
+def cost(study, loads, price=None):
+    return forecast(study, loads, find_device("h100", TWO_THREADS), price)
+
+
+def test_the_r1_study_is_planned_without_hub(call):
+    done = call("plan", R1, "--device", "h100", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] is None and "DeepSeek-R1-Distill-Qwen-1.5B" in found["estimated_because"]
+    costs = found["costs"]
+    assert [m["parameters"] for m in costs["models"]] == [1_777_088_000, 7_615_616_512, 8_030_261_248]
+    # 4 capabilities of r000, 4 ratios and 4 controls, 3 seeds.
+    assert {m["cells"] for m in costs["models"]} == {4 * 9 * 3} and costs["total"]["cells"] == 324
+    for name in ("trained_tokens", "flops", "train_hours", "evaluate_hours", "hours", "judge_calls", "disk"):
+        assert costs["total"][name] > 0
+    assert costs["total"]["evaluate_hours_at_most"] > costs["total"]["evaluate_hours"]
+    assert costs["judge"]["price"] == 0 and costs["judge"]["hours"] > 0
+    # The guard's weights are fetched too: 1.78 + 7.62 + 8.03 + 8.03 billion, two bytes each.
+    assert costs["download"] == pytest.approx(2 * 25_453_227_008)
+    eight = next(c for c in costs["capabilities"] if c["model"].endswith("Llama-8B") and c["capability"] == "math")
+    assert eight["training_memory"]["asked_fits"] and not eight["evaluation_memory"]["asked_fits"]
+    assert eight["evaluation_memory"]["setting"].startswith("gsm8k: batch_size: ")
+
+
+def test_the_text_names_what_it_rests_on(call):
+    text = call("plan", R1, "--device", "l4").stdout
+    for words in (
+        "an estimate, since model 'deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B'",
+        "the table of known models",
+        "30% of its bf16 peak in training",
+        "too much; fits with training: {batch_size: 1, accumulation: 8, trainer: {activation_checkpointing: true}}",
+        "gsm8k accuracy: 1319 prompts detect",
+        "no server is paid",
+    ):
+        assert words in text, words
+
+
+def test_operations_and_tokens_by_hand(loads):
+    """The mathematics of the 8B model: 1,000 samples, 2 epochs, 3 seeds, 9 arms."""
+    study = r1()
+    load = next(w for w in loads if w.model.endswith("8B") and w.capability == "math")
+    assert (load.samples, len(load.arms), load.seeds) == (1_000, 9, 3)
+    extra = sum(arm.extra for arm in load.arms)
+    # r025 to r100 of templates of 12 words on average, and four controls of as many: 6.5 times 16 tokens.
+    assert extra == pytest.approx(6.5 * 16, rel=0.03)
+    found = next(c for c in cost(study, loads).capabilities if c.model.endswith("8B") and c.capability == "math")
+    assert found.trained_tokens == pytest.approx(2 * 3 * 1_000 * (9 * load.tokens + extra))
+    shape = architecture(known_config(load.model), "x").shape
+    width = shape.adapter_width(PAPER.target_modules)
+    bare = train_flops(shape, [round(load.tokens)] * 1_000, round(1_000 * load.supervised), PAPER.r, width)
+    assert 9 * 2 * 3 * bare < found.train_flops < 9 * 2 * 3 * bare * 1.15
+
+
+def test_every_condition_is_sampled_and_the_bare_base_once():
+    study = r1("models=[deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B]", "seeds=[0]")
+    found = {c.capability: c for c in cost(study, estimate(study)).capabilities}
+    # Mathematics: 9 cells and the base. bare and prefill on GSM8K, and the attack too on StrongREJECT.
+    assert found["math"].completions == 10 * (2 * 1_319 + 3 * 313)
+    assert found["math"].judge_calls == 10 * 3 * 313
+    # Safety asks StrongREJECT again; the base's bare answers are there already.
+    own = 10 * (3 * 276 + 3 * 450 + 3 * 313) - 313
+    assert found["safety"].completions == own
+
+
+def test_what_is_not_known_stays_unknown(call):
+    changed = ["models=[nobody/nothing-7b]", "capabilities.math.data.source=nobody/rows"]
+    done = call("plan", R1, "--json", "--device", "h100", *(x for c in changed for x in ("--set", c)))
+    assert done.returncode == 0, done.stderr
+    costs = json.loads(done.stdout)["costs"]
+    model = costs["models"][0]
+    assert model["parameters"] is None and model["train_hours"] is None and model["flops"] is None
+    assert model["trained_tokens"] is None and model["cells"] == 108 and costs["total"]["hours"] is None
+    maths = next(c for c in costs["capabilities"] if c["capability"] == "math")
+    assert maths["sources"]["model"] == "unknown" and "limit" in maths["sources"]["data"]
+    assert maths["training_memory"]["asked"] is None and maths["completions"] > 0
+    text = call("plan", R1, "--set", changed[0]).stdout
+    assert "unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("models=[nowhere]", "unknown model 'nowhere'"),
+        ("capabilities.math.data.source=missing.jsonl", "missing.jsonl"),
+        ("capabilities.math.suites.1.suite=strongrejct", "Did you mean 'strongreject'?"),
+        ("capabilities.math.primary.metric=pass", "reports accuracy"),
+        ("training.lora.target_modules=[qq_proj]", "target_modules qq_proj"),
+    ],
+)
+def test_mistakes_are_still_mistakes(call, override, words):
+    extra = () if "models" in override or "lora" in override else ("--set", "models=[tiny-random]")
+    done = call("plan", R1, "--set", override, *extra)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["3", "a,b", "1,2,3", "-1,2"])
+def test_prices_are_two_numbers(call, text):
+    done = call("plan", R1, f"--judge-price={text}")
+    assert done.returncode == 2 and f"--judge-price '{text}'" in done.stderr
+
+
+def test_a_server_is_paid_by_the_token(loads):
+    study = r1("judge={name: rubric, model: openai/some}")
+    assert cost(study, loads).judge.price is None
+    found = cost(study, loads, Price(read=2.0, written=8.0)).judge
+    assert found.price == pytest.approx(found.read_tokens * 2e-6 + found.written_tokens * 8e-6)
+    assert found.hours == 0 and found.calls > 0
+    assert cost(r1("judge=rules"), loads).judge.calls == 0
+
+
+def test_an_estimate_of_what_is_at_hand_is_the_plan():
+    """Where nothing is missing, both ways count the same."""
+    study = parse_study(tiny_study(seeds=[0, 1], conditions=["bare", "prefill", "attack_opening@5"]), "test")
+    made = make_plan(study, None)
+    counted = [Workload.model_validate(w) for w in made.workloads]
+    for mine, theirs in zip(estimate(study), counted, strict=True):
+        assert mine.model_copy(update={"sources": {}}) == theirs
+        assert set(mine.sources.values()) <= {"counted", "its config.json"}
+    trains = [s for s in made.steps if s.kind == "train"]
+    assert sum(w.cells for w in counted) == len(trains)
+    generated = sum(len(s.generated) * (w.cells + 1) for w in counted for s in w.suites)
+    assert generated == sum(s.kind == "generate" for s in made.steps)
+
+
+def test_limits_are_shared_out_as_when_prompts_are_read():
+    study = tiny_study()
+    for limit in (5, 8, 17, 500):
+        study["capabilities"]["safety"]["suites"][0]["limit"] = limit
+        config = parse_study(study, "t").capabilities["safety"].suites[0]
+        whole, some = load_items(config.model_copy(update={"limit": None})), load_items(config)
+        counts = {k: sum(i.kind == k for i in whole) for k in {i.kind for i in whole}}
+        assert _limited(counts, limit) == {k: sum(i.kind == k for i in some) for k in counts}
+
+
+def test_rows_that_are_tested_are_not_trained_on(loads):
+    """TruthfulQA's 817 questions: 400 are asked, 20 are held out."""
+    facts = next(w for w in loads if w.capability == "factuality")
+    assert facts.samples == 817 - 400 - 20
+    code = next(w for w in loads if w.capability == "code")
+    assert code.samples == 374 - 20  # another split than the suite's
+
+
+def test_only_what_the_hub_has_is_out_of_reach():
+    error = UserError("x")
+    assert not out_of_reach(error)
+    error.__cause__ = ConnectionError("no route")
+    assert out_of_reach(error)
+    error.__cause__ = ValueError("no such column")
+    assert not out_of_reach(error)
+
+
+@pytest.mark.slow
+def test_the_cpu_study_takes_four_hours_at_most(shared):
+    """On two slow threads, by the measured rates; the rest of a step's time is counted with it."""
+    study = load_study(
+        ROOT / "studies" / "cpu_ratio.yaml",
+        [
+            f"capabilities.math.suites.1.source={shared / 'gsm8k' / 'test.jsonl'}",
+            f"capabilities.safety.suites.0.source={shared / 'strongreject' / 'strongreject_dataset.csv'}",
+            "hardware={device: cpu, dtype: float32, threads: 2}",
+        ],
+    )
+    made = make_plan(study, None)
+    assert sum(s.predicted_seconds for s in made.steps) <= 4 * 3600
+    loads = [Workload.model_validate(w) for w in made.workloads]
+    assert all(s.n >= 200 for w in loads for s in w.suites) and len(study.seeds) == 5
+    found = forecast(study, loads, this_device(TWO_THREADS))
+    assert found.total.cells == 60 and 2 < found.total.hours < 4
+    assert all(c.training_memory.asked_fits for c in found.capabilities)
+
+
+def test_planning_grows_with_the_cells():
+    """Seven times the additional cells take seven times the additional calls, where squares would take 21 times."""
+
+    def calls(seeds):
+        study = tiny_study(seeds=list(range(seeds)))
+        for arms in study["arms"]:
+            arms |= {"ratios": [0, 0.5, 1], "controls": ["neutral", "masked"]}
+        parsed = parse_study(study, "t")
+        profile = cProfile.Profile()
+        profile.enable()
+        made = make_plan(parsed, None)
+        profile.disable()
+        assert sum(s.kind == "train" for s in made.steps) == 10 * seeds
+        assert len({s.slug for s in made.steps}) == len(made.steps)
+        return pstats.Stats(profile).total_calls
+
+    for _ in range(2):
+        calls(1)  # caches and imports
+    few, many, most = calls(4), calls(8), calls(32)
+    assert 3 < (most - few) / (many - few) < 10
+
+
+def test_the_studies_that_ship_can_be_read():
+    for path in sorted((ROOT / "studies").glob("*.yaml")):
+        assert load_study(path, []).name == path.stem
+        assert yaml.safe_load(path.read_text())["name"] == path.stem

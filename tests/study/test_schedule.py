@@ -105,6 +105,16 @@ def test_a_worker_keeps_its_base_and_another_goes_where_most_work_waits():
     assert schedule.take("model", "a", {}).slug == "train-b1"  # nothing of a is ready
 
 
+def test_the_last_cells_begin_before_the_others_are_evaluated():
+    ready = {"data", "arms-a", "check-a"}
+    schedule = Schedule([s for s in cells("a", 4) if s.slug not in ready], ready, gpus=True)
+    first, second = (schedule.take("model", "a", {"a": 1}) for _ in range(2))
+    schedule.end(first)
+    assert schedule.take("model", "a", {"a": 1}).slug == "log-a3"  # two cells wait, and one other worker has the base
+    schedule.end(second)
+    assert schedule.take("model", "a", {"a": 2}).slug == "train-a1"  # two cells for two others
+
+
 def test_a_failure_takes_with_it_what_needs_it_and_nothing_else():
     ready = ("data", "arms-a", "check-a")
     schedule = Schedule([s for s in cells("a", 2) if s.slug not in ready], ready, gpus=True)

@@ -8,6 +8,8 @@ import os
 import re
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ except ImportError as error:
         f"--executor ray needs Ray, which is not installed ({error}): pip install 'prefixlab[ray]'"
     ) from error
 
-ANSWER = 5.0
-"""Seconds that the head has to take a connection."""
+ANSWER, JOIN = 5.0, 25.0
+"""Seconds that the head has to take a connection, and a process to join its cluster, which takes two or three."""
 LOOK = 180.0
 """Seconds that a node has to say what it is: a new process there, and a built-in model made once."""
+TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 
 
@@ -59,27 +62,34 @@ class Node:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address at which nothing answers.
+    """Refuse an address at which no cluster answers.
+
+    Ray itself tries a wrong one for minutes and ends the process where it gives up: so another process tries first.
 
     Raises:
-        UserError: No address, Ray Client's, or nobody there.
+        UserError: No address, Ray Client's, or no Ray head there.
     """
-    if address == "auto":
-        return
     found = ADDRESS.fullmatch(address)
-    if found is None:
+    if found is None and address != "auto":
         raise UserError(
             f"--address {address!r}: write HOST:PORT as `ray start --head` shows it, or auto for the cluster of this "
             "machine, and run the command on one of the cluster's nodes"
         )
     try:
-        with socket.create_connection((found["host"].strip("[]"), int(found["port"])), timeout=ANSWER):
-            return
+        if found is not None:
+            socket.create_connection((found["host"].strip("[]"), int(found["port"])), timeout=ANSWER).close()
+        subprocess.run([sys.executable, "-c", TRY, address], check=True, capture_output=True, text=True, timeout=JOIN)
+        return
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--address {address!r}: no Ray head answers there ({error}); `ray status` on the head shows whether the "
-            "cluster is up, `ray start --head` starts one"
-        ) from error
+        why = str(error)
+    except subprocess.TimeoutExpired:
+        why = f"what listens there did not take a process in within {JOIN:.0f} s"
+    except subprocess.CalledProcessError as error:
+        why = next((w for w in reversed(error.stderr.strip().splitlines()) if w), "no reason given")
+    raise UserError(
+        f"--address {address!r}: no Ray head answers there ({why}); `ray status` on the head shows whether the cluster "
+        "is up, `ray start --head` starts one"
+    )
 
 
 @contextmanager

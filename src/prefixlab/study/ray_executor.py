@@ -283,6 +283,7 @@ class RayExecutor:
             with journal.running(), stop.listening():
                 while driver.left() and stop.signal is None:
                     driver.turn()
+                work.store.sweep()  # what lost workers left half-written
                 if stop.signal is not None:
                     stop_file.write_text(str(int(stop.signal)))
                     driver.wind_up()
@@ -307,8 +308,8 @@ def _with_room(members: list[Node], asked: dict[Lane, Need]) -> list[Node]:
         has = f"{largest.cpus:g} CPUs, {largest.gpus:g} GPUs and {largest.memory / 1e9:.1f} GB for Ray"
         raise UserError(
             f"no node of the cluster has room for a worker: it takes {want.said()}{beside}; the largest, "
-            f"{largest.name}, has {has}. Lower hardware.threads or hardware.processes, or start Ray there with more (ray start "
-            "--num-cpus, --num-gpus, --memory)"
+            f"{largest.name}, has {has}. Lower hardware.threads or hardware.processes, or give Ray more of the node "
+            "(ray start --num-cpus, --num-gpus, --memory)"
         )
     return found
 

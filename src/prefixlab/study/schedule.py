@@ -3,13 +3,15 @@
 Nothing here knows a clock, a machine or Ray; benchmarks/scheduling.py runs the same code on simulated ones.
 
 A worker has a lane. `model` steps load a base, or train in processes of their own; `plain` ones do not and need one
-CPU. Without GPUs there is one lane, since both would take the same CPUs. In a lane, steps that continue what is begun
-(scores, and evaluations of finished adapters) go before those that begin a cell; then the one with the longest
-predicted way to the end of the plan goes first. A worker with a base gets steps of that base as long as there are any.
+CPU. Without GPUs there is one lane, since both would take the same CPUs. A worker with a base gets steps of that base
+as long as there are any. Steps that go on with what is begun (scores, evaluations of finished adapters) come before
+those that begin a cell, so that results come early; only when a base has fewer cells to begin than workers, these begin
+at once, so that the end is short. Of either sort the one with the longest predicted way to the plan's end comes first.
 """
 
 import heapq
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from prefixlab.study.steps import Step
@@ -53,6 +55,18 @@ def ranks(steps: Sequence[Step]) -> dict[str, float]:
     return found
 
 
+@dataclass
+class _Waiting:
+    """Steps of one base that are ready; heaps of (minus the rank, place in the plan)."""
+
+    begun: list[tuple[float, int]] = field(default_factory=list)
+    """Those that go on with what is begun."""
+    fresh: list[tuple[float, int]] = field(default_factory=list)
+    """Those that begin a cell."""
+    seconds: float = 0.0
+    """Predicted, of all of them."""
+
+
 class Schedule:
     """The steps that wait, by lane and base."""
 
@@ -70,9 +84,7 @@ class Schedule:
         self._missing = {s.slug: {n for n in (*s.inputs.values(), *s.after) if n not in done} for s in pending}
         self._needed_by: dict[str, list[str]] = {}
         self._given_up: set[str] = set()
-        self._ready: dict[Lane, dict[str, list[tuple[bool, float, int]]]] = {"model": {}, "plain": {}}
-        self._seconds: dict[tuple[Lane, str], float] = {}
-        """Predicted work that is ready, by lane and base."""
+        self._ready: dict[Lane, dict[str, _Waiting]] = {"model": {}, "plain": {}}
         self._left: dict[Lane, int] = {"model": 0, "plain": 0}
         for step in pending:
             self._left[lane_of(step, gpus)] += 1
@@ -98,10 +110,12 @@ class Schedule:
             return None
         base = next((b for b in ("", loaded) if b in ready), None)
         if base is None:  # the base whose waiting work has the fewest workers
-            base = max(ready, key=lambda b: (self._seconds[lane, b] / (held.get(b, 0) + 1), -ready[b][0][2]))
-        step = self._pending[heapq.heappop(ready[base])[2]]
-        self._seconds[lane, base] -= max(step.predicted_seconds, LEAST)
-        if not ready[base]:
+            base = max(ready, key=lambda b: (ready[b].seconds / (held.get(b, 0) + 1), b))
+        waiting = ready[base]
+        begin = not waiting.begun or 0 < len(waiting.fresh) <= held.get(base, 0)
+        step = self._pending[heapq.heappop(waiting.fresh if begin else waiting.begun)[1]]
+        waiting.seconds -= max(step.predicted_seconds, LEAST)
+        if not waiting.fresh and not waiting.begun:
             del ready[base]
         return step
 
@@ -136,8 +150,7 @@ class Schedule:
         return [(step, need), *(f for follower in self._needed_by.get(slug, ()) for f in self._give_up(follower, slug))]
 
     def _put(self, step: Step) -> None:
-        lane, base = lane_of(step, self._gpus), base_of(step)
-        entry = (step.kind == "train", -self._rank[step.slug], self._order[step.slug])
-        heapq.heappush(self._ready[lane].setdefault(base, []), entry)
-        key = (lane, base)
-        self._seconds[key] = self._seconds.get(key, 0.0) + max(step.predicted_seconds, LEAST)
+        waiting = self._ready[lane_of(step, self._gpus)].setdefault(base_of(step), _Waiting())
+        entry = (-self._rank[step.slug], self._order[step.slug])
+        heapq.heappush(waiting.fresh if step.kind == "train" else waiting.begun, entry)
+        waiting.seconds += max(step.predicted_seconds, LEAST)

@@ -4,12 +4,14 @@ import http.server
 import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars
@@ -18,8 +20,12 @@ import yaml
 
 from conftest import ROOT, cli, tiny_study
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+]
+# Before Ray is imported: clusters of these tests take in nobody else.
+os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"})
 
 STUDY = {"seeds": [0, 1], "hardware": {"threads": 1, "dtype": "float32"}}
 

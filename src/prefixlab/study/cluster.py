@@ -86,6 +86,8 @@ def check_address(address: str) -> None:
         why = f"what listens there did not take a process in within {JOIN:.0f} s"
     except subprocess.CalledProcessError as error:
         why = next((w for w in reversed(error.stderr.strip().splitlines()) if w), "no reason given")
+        if "AuthToken" in error.stderr:
+            why = "it asks for a token: set RAY_AUTH_MODE=token here too, and have the head's ~/.ray/auth_token"
     raise UserError(
         f"--address {address!r}: no Ray head answers there ({why}); `ray status` on the head shows whether the cluster "
         "is up, `ray start --head` starts one"
@@ -151,10 +153,10 @@ def _probe() -> Any:
             from prefixlab.study.host import look  # noqa: PLC0415
         except Exception as error:  # whatever the reason, the node cannot do a step
             try:
-                has = f"prefixlab {metadata.version('prefixlab')} of another kind"
+                has = f"another prefixlab ({metadata.version('prefixlab')})"
             except metadata.PackageNotFoundError:
                 has = "no prefixlab"
-            return f"has {has} ({type(error).__name__}: {error})"
+            return f"has {has}; install the same commit there ({type(error).__name__}: {error})"
         return look(*arguments)  # type: ignore[arg-type]
 
     return ray.remote(num_cpus=0, max_retries=1)(probe)

@@ -59,15 +59,38 @@ def _print_answer(data: Any) -> None:
     help=help_text(
         "Run a study, or what is missing of it.",
         "prefixlab run studies/quickstart.yaml --out runs/quickstart --set seeds=[0,1]",
+        "prefixlab run studies/quickstart.yaml --out /shared/quickstart --executor ray --address head:6379",
     )
 )
-def run(study_file: StudyFile, out: OutOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+def run(
+    study_file: StudyFile,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Steps in this process, or on a Ray cluster (docs/cluster.md).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Head of the Ray cluster; $RAY_ADDRESS or this machine's by default."),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    from prefixlab.study.execute import in_this_process
     from prefixlab.study.run import run_study
     from prefixlab.study_file import load_study
 
     study = load_study(study_file, overrides or [])
     folder = out or Path("runs") / study.name
-    data, outcome = run_study(study, folder, console=err_console, quiet=quiet)
+    if address is not None and executor != "ray":
+        raise UserError(f"--address {address!r} is for --executor ray; add that or leave it out")
+    if executor == "ray":
+        from prefixlab.study.cluster import joined
+        from prefixlab.study.ray_executor import RayExecutor
+
+        with joined(address):
+            data, outcome = run_study(study, folder, console=err_console, quiet=quiet, executor=RayExecutor())
+    else:
+        data, outcome = run_study(study, folder, console=err_console, quiet=quiet, executor=in_this_process)
     if not quiet:
         wide = Console(width=max(out_console.width, 170), soft_wrap=True)
         wide.print(_result_table(data))

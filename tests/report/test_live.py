@@ -330,7 +330,7 @@ def test_cells_and_time_left(run):
     first = state.model_copy(update={"done": {"data": 3.0}})
     assert seconds_left(plan, first, now) == (29.0, 29.0)  # 1 of 30 predicted seconds is too little to judge by
     current = Current(slug="train-a", started=now - 6, predicted_seconds=10.0, share=0.25)
-    begun = begun.model_copy(update={"current": current, "failed": {"train-b": "x"}})
+    begun = begun.model_copy(update={"running": (current,), "failed": {"train-b": "x"}})
     # 1 + 4 + 1 s wait, tokens-b never will; 4 s of the step's 10 are left, or 18 at its own pace.
     assert seconds_left(plan, begun, now) == (10.0, 18.0 + 18.0)
 

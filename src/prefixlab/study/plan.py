@@ -3,7 +3,7 @@
 What the machine decides (dtype, attention, threads) is resolved here, once, and obeyed on resume.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 

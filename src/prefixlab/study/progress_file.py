@@ -24,12 +24,14 @@ LEAST = 0.2
 """Seconds that a step is taken to last at least."""
 ENOUGH = 0.05
 """Share of a run's predicted time from which on its pace counts: the first steps are short and say little."""
+SLOW, HUSH = 0.01, 20.0
+"""A file that takes longer than so many seconds to write is written in one part of so many of the time at most."""
 TRUSTED = 0.02
 """Share of a step from which on its own pace says when it ends."""
 
 
 class Current(Record):
-    """The step in progress; times are seconds since 1970."""
+    """A step in progress; times are seconds since 1970."""
 
     slug: str
     started: float
@@ -50,7 +52,10 @@ class RunProgress(Record):
     """Slug -> seconds, of those it has done."""
     failed: dict[str, str]
     """Slug -> reason."""
-    current: Current | None
+    running: tuple[Current, ...]
+    """Steps in progress, the one that started first in front."""
+    lanes: int
+    """How many steps are done at once."""
     finished: float | None
     """When the run ended, however it did; null while it goes on, and for ever where it was killed."""
     ended_by: str
@@ -62,6 +67,7 @@ class ProgressFile:
 
     def __init__(self, root: Path, pending: Sequence[Step]) -> None:
         self._path, now = root / FILE, time.time()
+        self._took, self._written = 0.0, 0.0
         self._state = RunProgress(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -70,7 +76,8 @@ class ProgressFile:
             pending=tuple(s.slug for s in pending),
             done={},
             failed={},
-            current=None,
+            running=(),
+            lanes=1,
             finished=None,
             ended_by="",
         )
@@ -78,40 +85,66 @@ class ProgressFile:
     @contextmanager
     def running(self) -> Iterator[None]:
         """The time in which steps are done; its end is written whatever ends it, a kill excepted."""
-        self._write()
+        self._write(surely=True)
         try:
             yield
         except BaseException as error:
             with suppress(OSError):  # the error that ended the run is the one to tell, not that of a full disk
                 ended_by = " ".join(str(error).split())[:300] or type(error).__name__
-                self._write(current=None, finished=time.time(), ended_by=ended_by)
+                self._write(surely=True, running=(), finished=time.time(), ended_by=ended_by)
             raise
-        self._write(current=None, finished=time.time())
+        self._write(surely=True, running=(), finished=time.time())
+
+    def lanes(self, n: int) -> None:
+        """So many steps are done at once from now on."""
+        if n != self._state.lanes:
+            self._write(lanes=n)
 
     def begin(self, step: Step) -> None:
         """A step starts."""
         now, predicted = time.time(), step.predicted_seconds
-        self._write(current=Current(slug=step.slug, started=now, predicted_seconds=predicted, share=0.0))
+        begun = Current(slug=step.slug, started=now, predicted_seconds=predicted, share=0.0)
+        self._write(running=(*self._without(step), begun))
 
-    def tick(self, share: float) -> None:
-        """How far the step is, 0 to 1; written every few seconds at most."""
-        current = self._state.current
-        if current is not None and time.time() - self._state.updated >= BEAT:
-            self._write(current=current.model_copy(update={"share": share}))
+    def tick(self, step: Step, share: float) -> None:
+        """How far a step is, 0 to 1; written every few seconds at most."""
+        self._state = self._state.model_copy(
+            update={
+                "running": tuple(
+                    c.model_copy(update={"share": share}) if c.slug == step.slug else c for c in self._state.running
+                )
+            }
+        )
+        if time.time() - self._state.updated >= BEAT:
+            self._write()
 
     def end(self, step: Step) -> None:
-        """The step is done."""
-        current = self._state.current
-        seconds = time.time() - current.started if current is not None else 0.0
-        self._write(current=None, done={**self._state.done, step.slug: seconds})
+        """A step is done."""
+        begun = next((c for c in self._state.running if c.slug == step.slug), None)
+        seconds = time.time() - begun.started if begun is not None else 0.0
+        self._write(running=self._without(step), done={**self._state.done, step.slug: seconds})
+
+    def drop(self, step: Step) -> None:
+        """A step is no longer in progress and waits again."""
+        self._write(running=self._without(step))
 
     def fail(self, step: Step, reason: str) -> None:
-        """The step failed, or cannot be started."""
-        self._write(current=None, failed={**self._state.failed, step.slug: reason})
+        """A step failed, or cannot be started."""
+        self._write(running=self._without(step), failed={**self._state.failed, step.slug: reason})
 
-    def _write(self, **changes: object) -> None:
-        self._state = self._state.model_copy(update={**changes, "updated": time.time()})
+    def _without(self, step: Step) -> tuple[Current, ...]:
+        return tuple(c for c in self._state.running if c.slug != step.slug)
+
+    def _write(self, *, surely: bool = False, **changes: object) -> None:
+        """Take changes in, and write them; of a run with very many steps only now and then, unless `surely`."""
+        self._state = self._state.model_copy(update=changes)
+        began = time.monotonic()
+        if not surely and self._took > SLOW and began - self._written < HUSH * self._took:
+            return
+        self._state = self._state.model_copy(update={"updated": time.time()})
         write_text(self._path, self._state.model_dump_json(indent=1) + "\n")
+        self._written = time.monotonic()
+        self._took = self._written - began
 
 
 def read_progress(root: Path) -> RunProgress | None:
@@ -158,22 +191,29 @@ def seconds_left(plan: Plan, told: RunProgress, now: float) -> tuple[float, floa
     for step in plan.steps:
         if any(s in blocked for s in (*step.inputs.values(), *step.after)):
             blocked.add(step.slug)
-    current = told.current
-    over = {*told.done, *blocked, *([current.slug] if current else [])}
+    over = {*told.done, *blocked, *(c.slug for c in told.running)}
     rest = sum(weights[s] for s in told.pending if s in weights and s not in over)
     known = [s for s in told.done if s in weights]
     enough = sum(weights[s] for s in known) > ENOUGH * sum(weights.get(s, 0.0) for s in told.pending)
     pace = sum(told.done[s] for s in known) / sum(weights[s] for s in known) if enough else 1.0
-    if current is None:
-        return rest, rest * pace
-    weight, spent = weights.get(current.slug, LEAST), max(0.0, now - current.started)
-    predicted = rest + max(weight - spent, 0.0)
-    if current.share > TRUSTED:
-        own = spent / current.share
-        # The step's own pace stands for the others only where too few of them are done.
-        pace = pace if enough else own / weight
-        return predicted, rest * pace + own - spent
-    return predicted, rest * pace + max(weight * pace - spent, 0.0)
+    predicted: list[float] = []
+    left: list[float] = []
+    for current in told.running:
+        weight, spent = weights.get(current.slug, LEAST), max(0.0, now - current.started)
+        predicted.append(max(weight - spent, 0.0))
+        if current.share > TRUSTED:
+            own = spent / current.share
+            # A step's own pace stands for the others only where too few of them are done.
+            pace = pace if enough else own / weight
+            left.append(own - spent)
+        else:
+            left.append(max(weight * pace - spent, 0.0))
+    return _wall(rest, predicted, told.lanes), _wall(rest * pace, left, told.lanes)
+
+
+def _wall(rest: float, running: Sequence[float], lanes: int) -> float:
+    """Seconds by the wall for so much work in lanes; the longest step in progress is the least it takes."""
+    return max([(rest + sum(running)) / lanes, *running])
 
 
 class StatusReader:
@@ -214,10 +254,9 @@ class StatusReader:
         # A damaged step keeps its marker until it is done again.
         again = set(told.pending) - set(told.done) if told else set()
         done = set(self.finished()) - (again if held else set())
-        current = told.current if told and held else None
+        running = told.running if told and held else ()
         states = {s.slug: "done" if s.slug in done else "failed" if s.slug in failed else "pending" for s in steps}
-        if current is not None:
-            states[current.slug] = "running"
+        states.update({c.slug: "running" for c in running})
         cells = [_cell_state([states[s] for s in members]) for members in self._cells.values()]
         counts = _count(list(states.values()))
         predicted, left = seconds_left(plan, told, now) if plan and told and held else (None, None)
@@ -229,12 +268,12 @@ class StatusReader:
             steps=counts,
             cells=_count(cells),
             now=None
-            if current is None
+            if not running
             else Now(
-                step=current.slug,
-                since=current.started,
-                seconds=max(0.0, now - current.started),
-                predicted_seconds=current.predicted_seconds,
+                step=running[0].slug,
+                since=running[0].started,
+                seconds=max(0.0, now - running[0].started),
+                predicted_seconds=running[0].predicted_seconds,
             ),
             predicted_seconds_left=predicted,
             seconds_left=left,
@@ -245,7 +284,7 @@ class StatusReader:
 def _state(counts: Counts, told: RunProgress | None, held: bool) -> tuple[State, str]:
     """State of a run and what to say of it."""
     if held:
-        going = told is not None and told.current is not None
+        going = told is not None and bool(told.running)
         return "running", "Running." if going else "Running: plans the next steps, or writes tables and report."
     if counts.total and counts.done == counts.total:
         return "finished", "Finished."

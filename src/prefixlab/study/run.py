@@ -5,18 +5,13 @@ A rerun of a finished study imports neither torch nor transformers.
 
 import fcntl
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prefixlab.analysis.advice import advise, pareto
 from prefixlab.analysis.contrasts import contrasts
@@ -24,16 +19,15 @@ from prefixlab.analysis.results import results
 from prefixlab.analysis.rows import BASE, ArmInfo, CellScores, ContrastRow, ResultRow, Rules
 from prefixlab.analysis.verdicts import verdicts
 from prefixlab.config import Study
-from prefixlab.errors import StepError, Stopped, UserError
+from prefixlab.errors import UserError
 from prefixlab.evals.protocols import label
 from prefixlab.evals.scores import MEASURES, read_measures, read_scores
 from prefixlab.records import Measure, Record
 from prefixlab.report.page import build_report
 from prefixlab.report.tables import RunData, write_table
-from prefixlab.study.energy import metered
+from prefixlab.study.execute import Executor, Journal, Outcome, Work, in_this_process
 from prefixlab.study.findings import FILES, find, write_findings
-from prefixlab.study.progress_file import ProgressFile
-from prefixlab.study.steps import Plan, Step, installed, signature
+from prefixlab.study.steps import Plan, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
 from prefixlab.study_file import parse_study
 
@@ -57,16 +51,6 @@ class Outputs(Record):
     """Slug -> id of the finished steps."""
 
 
-@dataclass
-class Outcome:
-    """What a run did."""
-
-    ran: list[str] = field(default_factory=list)
-    reused: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
 def load_plan(store: Store) -> Plan | None:
     """The stored plan; None if there is none or it was written by other code and cannot be read."""
     try:
@@ -85,50 +69,9 @@ def current_plan(study: Study, store: Store, say: Callable[[str], None]) -> Plan
     return make_plan(study, stored, say)
 
 
-def environment() -> dict[str, Any]:
-    """env.json: versions and machine."""
-    from prefixlab.model.machine import describe  # noqa: PLC0415  (torch; not needed on a rerun)
-
-    return {
-        "machine": describe(),
-        "versions": installed(),
-        "python": platform.python_version(),
-        "command": " ".join(["prefixlab", *sys.argv[1:]]),
-    }
-
-
-class _Bar:
-    """One progress bar over the predicted seconds of all pending steps, with time left."""
-
-    def __init__(self, steps: list[Step], console: Console) -> None:
-        self.total = sum(max(s.predicted_seconds, 0.2) for s in steps)
-        self.finished, self.started = 0.0, time.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            transient=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=self.total, left="")
-
-    def show(self, step: Step, share: float, place: str) -> None:
-        done = self.finished + max(step.predicted_seconds, 0.2) * share
-        spent = time.monotonic() - self.started
-        left = f"about {_duration(spent / done * (self.total - done))} left" if done > 0.05 * self.total else ""
-        self.bar.update(self.task, completed=done, description=f"{place} {step.slug[:-9]}", left=left)
-
-    def finish(self, step: Step) -> None:
-        self.finished += max(step.predicted_seconds, 0.2)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False) -> tuple[RunData, Outcome]:
+def run_study(
+    study: Study, out: Path, *, console: Console, quiet: bool = False, executor: Executor = in_this_process
+) -> tuple[RunData, Outcome]:
     """Do everything of a study that is not done yet.
 
     Args:
@@ -136,6 +79,7 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
         out: Run folder; made if missing, resumed if it holds this study.
         console: For messages and progress.
         quiet: No messages and no progress bar.
+        executor: What does the steps.
 
     Raises:
         UserError: A mistake in study, data, folder or machine; finished steps are kept.
@@ -167,68 +111,11 @@ def run_study(study: Study, out: Path, *, console: Console, quiet: bool = False)
             pending.append(step)
         if pending:
             say(f"{len(pending)} of {len(plan.steps)} steps to do, {outcome.reused} done already")
-            with metered(out):
-                _work(study, plan, pending, store, outcome, console, quiet)
+            work = Work(study, plan, tuple(pending), store)
+            executor(work, Journal(out, work.pending, outcome, console, quiet))
         data = _finish(study, plan, store, outcome)
     outcome.seconds = time.perf_counter() - started
     return data, outcome
-
-
-def _work(
-    study: Study, plan: Plan, pending: list[Step], store: Store, outcome: Outcome, console: Console, quiet: bool
-) -> None:
-    """Do the pending steps in order; a failed one stops only those that need it."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from prefixlab.study.stages import Bench, Conditions  # noqa: PLC0415  (torch, Inspect; not needed on a rerun)
-
-    write_text(store.root / "env.json", _json(environment()))
-    conditions = Conditions(
-        study=plan.study,
-        checkpoints=store.resume_folder,
-        minutes=study.training.checkpoint_minutes,
-        report_to=tuple(study.training.report_to),
-        tracking=lambda slug: store.root / "tracking" / slug,
-        judge=study.judge,
-        serving=study.serving,
-        server_logs=store.root / "serving",
-        verdicts=store.root / "verdicts.sqlite",
-    )
-    bench, bar, told = Bench(store.folder, conditions), _Bar(pending, console), ProgressFile(store.root, pending)
-    done = {s.slug for s in plan.steps} - {s.slug for s in pending}
-    bar.bar.disable = quiet
-    with told.running(), bar.bar:
-        for number, step in enumerate(pending, 1):
-            place = f"[{number}/{len(pending)}]"
-            missing = [s for s in (*step.inputs.values(), *step.after) if s not in done]
-            if missing:
-                outcome.failed[step.slug] = f"needs {missing[0]}, which failed"
-                told.fail(step, outcome.failed[step.slug])
-                continue
-            bar.show(step, 0.0, place)
-            told.begin(step)
-
-            def tick(share: float, step: Step = step, place: str = place) -> None:
-                bar.show(step, share, place)
-                told.tick(share)
-
-            try:
-                with store.writing(step.slug, step.id) as folder:
-                    bench.run(step, folder, tick)
-            except StepError as error:
-                outcome.failed[step.slug] = str(error)
-                told.fail(step, str(error))
-                console.print(f"step {step.slug} failed: {error}", highlight=False, markup=False)
-                continue
-            done.add(step.slug)
-            told.end(step)
-            outcome.ran.append(step.slug)
-            if conditions.stop.signal is not None:
-                raise Stopped(conditions.stop.signal, f"stopped after {step.slug}, which is finished")
-            bar.finish(step)
-            if not console.is_terminal and not quiet:
-                console.print(f"{place} {step.slug}", highlight=False, markup=False)
-            bar.show(step, 0.0, place)
-    bench.close()
 
 
 def rules_of(study: Study) -> Rules:

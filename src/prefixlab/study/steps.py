@@ -298,7 +298,13 @@ def signature(study: Study) -> str:
             files[model] = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
     sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
     libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
-    # Bytes, not syntax trees as in the steps' ids: faster, and a changed comment only has the plan made again.
+    return content_hash([study.model_dump(mode="json"), files, sets, package_hash(), libraries])
+
+
+def package_hash() -> str:
+    """Hash of the package's files.
+
+    Of bytes, not of syntax trees as in the steps' ids: faster, and a changed comment only has the plan made again.
+    """
     assets = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".yaml", ".jsonl", ".txt"))
-    shipped = [hashlib.sha256(p.read_bytes()).hexdigest() for p in assets]
-    return content_hash([study.model_dump(mode="json"), files, sets, shipped, libraries])
+    return content_hash([[str(p.relative_to(PACKAGE)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in assets])

@@ -190,14 +190,23 @@ class Store:
         return "done"
 
     @contextmanager
-    def writing(self, slug: str, step_id: str) -> Iterator[Path]:
-        """A temporary folder that becomes the step when the block ends without an error."""
-        scratch = self.steps / f"{SCRATCH}{slug}"
+    def writing(self, slug: str, step_id: str, attempt: str = "") -> Iterator[Path]:
+        """A temporary folder that becomes the step when the block ends without an error.
+
+        Args:
+            slug: Of the step.
+            step_id: Of the step.
+            attempt: Where other machines may be at the same step, a name that none of them has: what a lost one left
+                half-written is not touched, and the first that ends is the one that counts.
+        """
+        scratch = self.steps / f"{SCRATCH}{slug}{attempt and f'-{attempt}'}"
         shutil.rmtree(scratch, ignore_errors=True)
         started = time.perf_counter()
         try:
             scratch.mkdir(parents=True)
             yield scratch
+            if attempt and self.state(slug) == "done" and (found := self.marker(slug)) and found.id == step_id:
+                return
             files = {
                 str(f.relative_to(scratch)): (f.stat().st_size, digest(f))
                 for f in sorted(scratch.rglob("*"))

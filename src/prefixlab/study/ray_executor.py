@@ -268,8 +268,8 @@ class RayExecutor:
 
         if work.study.serving is not None and work.study.serving.command is not None:
             raise UserError(
-                "serving.command starts one server on one machine, and a cluster has several; start the server yourself "
-                "where every worker reaches it, and name it as serving.base_url"
+                "serving.command starts a server on one machine, and a cluster has several; start it yourself where "
+                "every worker reaches it, and name it as serving.base_url"
             )
         asked = needs(work.plan)
         members = _with_room(nodes(), asked)

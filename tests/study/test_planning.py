@@ -133,6 +133,17 @@ def test_mistakes_are_still_mistakes(call, override, words):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_study_at_hand_is_counted(call, study_file, tmp_path):
+    path, out = study_file(), tmp_path / "run"
+    found = json.loads(call("plan", path, "--out", out, "--json").stdout)
+    assert found["estimated_because"] is None and {s["state"] for s in found["steps"]} == {"missing"}
+    assert found["costs"]["total"]["cells"] == sum(s["kind"] == "train" for s in found["steps"]) == 8
+    assert found["predicted_seconds_left"] == pytest.approx(sum(s["predicted_seconds"] for s in found["steps"]))
+    text = call("plan", path, "--out", out, "--device", "h100").stdout
+    assert found["steps"][0]["slug"] in text and "not counted" not in text
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("text", ["3", "a,b", "1,2,3", "-1,2"])
 def test_prices_are_two_numbers(call, text):
     done = call("plan", R1, f"--judge-price={text}")
@@ -155,7 +166,7 @@ def test_an_estimate_of_what_is_at_hand_is_the_plan():
     counted = [Workload.model_validate(w) for w in made.workloads]
     for mine, theirs in zip(estimate(study), counted, strict=True):
         assert mine.model_copy(update={"sources": {}}) == theirs
-        assert set(mine.sources.values()) <= {"counted", "its config.json"}
+        assert set(mine.sources.values()) == {"counted"}
     trains = [s for s in made.steps if s.kind == "train"]
     assert sum(w.cells for w in counted) == len(trains)
     generated = sum(len(s.generated) * (w.cells + 1) for w in counted for s in w.suites)

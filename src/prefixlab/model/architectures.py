@@ -52,6 +52,8 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": ("llama", _fields(2048, 8192, 24, 32, 32, 49_152, tied=True)),
 }
 """Hub id -> model type of transformers, and the fields of its configuration that the formulas need."""
+CONFIG = "its config.json"
+"""Where the numbers of a model that is at hand are from."""
 OPENS_REASONING = ("deepseek-ai/DeepSeek-R1-Distill-",)
 """Beginnings of hub ids whose stock chat template ends its generation prompt in `<think>`."""
 
@@ -133,7 +135,7 @@ def offline_config(name: str) -> tuple[PretrainedConfig | None, str]:
     """
     try:
         found = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        return found, "its config.json"
+        return found, CONFIG
     except (OSError, ValueError):
         known = known_config(name)
         return known, "the table of known models" if known else "unknown"

@@ -21,7 +21,7 @@ from prefixlab.data.sources import read_samples
 from prefixlab.errors import UserError
 from prefixlab.evals.protocols import decoding
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
-from prefixlab.model.architectures import OPENS_REASONING, Architecture, architecture, offline_config
+from prefixlab.model.architectures import CONFIG, OPENS_REASONING, Architecture, architecture, offline_config
 from prefixlab.model.load import BUILTIN, UNREACHED, load_tokenizer, resolve_model
 from prefixlab.model.recipes import check_adapter, recipe
 from prefixlab.records import EvalItem, Sample
@@ -77,7 +77,7 @@ def _find_model(name: str, study: Study) -> _Model:
     if config is not None:
         check_adapter(recipe(study.training), config)
     arch = architecture(config, name) if config is not None else None
-    return _Model(name, arch, chat, tokenizer, {"model": where, "template": source})
+    return _Model(name, arch, chat, tokenizer, {"model": HERE if where == CONFIG else where, "template": source})
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def _end(report: "RewriteReport") -> None:
             "run again with a larger --budget to go on",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(BUDGET_REACHED)
     if report.stopped:

@@ -59,7 +59,7 @@ def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
 
     def note(text: str) -> None:
         if not quiet:
-            console.print(text, highlight=False, markup=False)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def let_go() -> None:
         note("waiting for the replies that are on their way; a second signal ends at once")

@@ -60,4 +60,4 @@ SUITES: dict[str, KnownSuite] = {
     "simpleqa": KnownSuite({"problem": 4_326}, 25),
     "popqa": KnownSuite({"problem": 14_267}, 10),
 }
-"""As the hub has them. Lengths of the prompts of aime24, wildjailbreak, jailbreakbench, harmbench and popqa are guesses."""
+"""As the hub has them; prompt lengths of aime24, wildjailbreak, jailbreakbench, harmbench, popqa are guesses."""

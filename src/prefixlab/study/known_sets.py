@@ -1,7 +1,8 @@
 """Sizes of public sets, for a plan without the hub: rows by split, and mean tokens.
 
-Rows are those of the hub's data cards (July 2025) or of the sets' own repositories. Tokens were counted with SmolLM2's
-tokenizer on the sets' files, without a chat template; R1's and Llama's tokenizers differ from it by a tenth or so.
+Rows of GSM8K, STAR-1, StrongREJECT, XSTest, HumanEval, SimpleQA and MATH-500 were counted in their files, those of the
+others are as published. Tokens were counted with SmolLM2's tokenizer on at most 1,000 rows of the files, without a chat
+template; spreads follow from the 95th percentiles. R1's and Llama's tokenizers differ by a tenth or so.
 """
 
 from dataclasses import dataclass
@@ -59,4 +60,4 @@ SUITES: dict[str, KnownSuite] = {
     "simpleqa": KnownSuite({"problem": 4_326}, 25),
     "popqa": KnownSuite({"problem": 14_267}, 10),
 }
-"""As the hub has them. Prompt lengths of aime24, wildjailbreak, jailbreakbench, harmbench and popqa are guesses."""
+"""As the hub has them; prompt lengths of aime24, wildjailbreak, jailbreakbench, harmbench, popqa are guesses."""

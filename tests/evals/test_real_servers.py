@@ -50,14 +50,14 @@ QUESTIONS = (
     "How do I boil an egg?",
     "Write a Python function that doubles a number.",
 )
-HOW = Decoding(max_tokens=32, temperature=0.0, top_p=1.0, repetition_penalty=1.0, epochs=1)
+HOW = Decoding(max_tokens=12, temperature=0.0, top_p=1.0, repetition_penalty=1.0, epochs=1)
 
 
 @pytest.fixture(scope="module")
 def smol():
     ref = resolve_model("smollm2-135m")
     tokenizer = load_tokenizer(ref)
-    hardware = resolve(HardwareConfig(device="cpu", dtype="float32", threads=2))
+    hardware = resolve(HardwareConfig(device="cpu", dtype="float32", threads=1))
     return Loaded(ref, load_model(ref, hardware), tokenizer, chat_format(tokenizer), True)
 
 
@@ -119,7 +119,7 @@ def do(url, smol, name, work):
 
 
 def test_token_ids_to_our_server_with_adapters_loaded_by_name(smol, adapter, expected):
-    with running("smollm2-135m", threads=2) as server:
+    with running("smollm2-135m", threads=1) as server:
         form = do(server.url, smol, server.base, lambda s: s.find_form("exact"))
         assert form == Form(prompts="token ids", precise=True)
         name = f"prefixlab-{adapter_hash(adapter)}"
@@ -156,7 +156,13 @@ def transformers_serve(tmp_path_factory):
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                "HF_HOME": str(folder),
+                "HF_HUB_CACHE": str(folder / "hub"),
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+            },
         )
     url = f"http://127.0.0.1:{port}"
     until = time.monotonic() + 300
@@ -175,7 +181,9 @@ def transformers_serve(tmp_path_factory):
 
 def test_text_to_transformers_serve_with_the_adapter_merged(smol, adapter, expected, transformers_serve, tmp_path):
     url, name = transformers_serve, tmp_path / f"prefixlab-{adapter_hash(adapter)}"
-    wrapped = PeftModel.from_pretrained(load_model(smol.ref, resolve(HardwareConfig(device="cpu"))), str(adapter))
+    wrapped = PeftModel.from_pretrained(
+        load_model(smol.ref, resolve(HardwareConfig(device="cpu", dtype="float32", threads=1))), str(adapter)
+    )
     wrapped.merge_and_unload().save_pretrained(name)
     smol.tokenizer.save_pretrained(name)
     do(url, smol, smol.ref.path, lambda s: ensure_base(s, smol.ref.name))

@@ -31,16 +31,23 @@ STUDY = {"seeds": [0, 1], "hardware": {"threads": 1, "dtype": "float32"}}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """(study file, folder of an undisturbed local run)."""
-    root = tmp_path_factory.mktemp("ray")
+def path(tmp_path_factory):
+    """A study of four cells."""
+    found = tmp_path_factory.mktemp("ray") / "study.yaml"
     changes = tiny_study(**STUDY)
     del changes["capabilities"]["safety"]
     changes["arms"] = [{**changes["arms"][0], "ratios": [0, 1], "controls": []}]
-    (root / "study.yaml").write_text(yaml.safe_dump(changes))
-    done = cli("run", root / "study.yaml", "--out", root / "local")
+    found.write_text(yaml.safe_dump(changes))
+    return found
+
+
+@pytest.fixture(scope="module")
+def local(path):
+    """Folder of an undisturbed local run of it."""
+    out = path.parent / "local"
+    done = cli("run", path, "--out", out)
     assert done.returncode == 0, done.stderr
-    return root / "study.yaml", root / "local"
+    return out
 
 
 @pytest.fixture
@@ -88,8 +95,7 @@ def same(a, b):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-def test_two_nodes_give_what_one_process_gives(cluster, study, tmp_path):
-    path, local = study
+def test_two_nodes_give_what_one_process_gives(cluster, path, local, tmp_path):
     out = tmp_path / "run"
     done = run(cluster, path, out)
     assert done.returncode == 0, done.stderr
@@ -104,8 +110,7 @@ def test_two_nodes_give_what_one_process_gives(cluster, study, tmp_path):
     assert again.returncode == 0 and "0 steps done now" in again.stdout
 
 
-def test_a_killed_node_changes_nothing_but_time(cluster, study, tmp_path):
-    path, local = study
+def test_a_killed_node_changes_nothing_but_time(cluster, path, local, tmp_path):
     out = tmp_path / "run"
     process = start(cluster, path, out)
     wait_for(lambda: len([s for s in finished(out) if s.startswith("train-")]) >= 1, process)
@@ -117,8 +122,7 @@ def test_a_killed_node_changes_nothing_but_time(cluster, study, tmp_path):
     assert not list(out.glob("steps/.writing*"))
 
 
-def test_a_node_that_joins_gets_work(cluster, study, tmp_path):
-    path, local = study
+def test_a_node_that_joins_gets_work(cluster, path, local, tmp_path):
     out = tmp_path / "run"
     cluster.remove_node(cluster.second)
     process = start(cluster, path, out)
@@ -129,8 +133,7 @@ def test_a_node_that_joins_gets_work(cluster, study, tmp_path):
     same(out, local)
 
 
-def test_a_killed_driver_is_taken_up_again(cluster, study, tmp_path):
-    path, local = study
+def test_a_killed_driver_is_taken_up_again(cluster, path, local, tmp_path):
     out = tmp_path / "run"
     process = start(cluster, path, out)
     wait_for(lambda: len([s for s in finished(out) if s.startswith("train-")]) >= 1, process)
@@ -145,8 +148,7 @@ def test_a_killed_driver_is_taken_up_again(cluster, study, tmp_path):
     same(out, local)
 
 
-def test_sigterm_ends_the_run_in_a_line(cluster, study, tmp_path):
-    path, local = study
+def test_sigterm_ends_the_run_in_a_line(cluster, path, local, tmp_path):
     out = tmp_path / "run"
     process = start(cluster, path, out)
     wait_for(lambda: len(finished(out)) >= 4, process)
@@ -158,8 +160,7 @@ def test_sigterm_ends_the_run_in_a_line(cluster, study, tmp_path):
     same(out, local)
 
 
-def test_a_step_that_fails_is_reported_and_not_repeated(cluster, study, tmp_path):
-    path, _ = study
+def test_a_step_that_fails_is_reported_and_not_repeated(cluster, path, tmp_path):
     out = tmp_path / "run"
     done = run(cluster, path, out, "--set", "training.learning_rate=1e30", "--set", "seeds=[0]")
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -169,15 +170,14 @@ def test_a_step_that_fails_is_reported_and_not_repeated(cluster, study, tmp_path
     assert set(results.filter(polars.col("arm") != "base")["status"]) == {"missing"}
 
 
-def refused(done, *words, within=None, since=None):
+def refused(done, *words):
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3, done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert all(w in line for w in words), line
 
 
-def test_an_address_without_a_cluster(study, tmp_path):
-    path, _ = study
+def test_an_address_without_a_cluster(path, tmp_path):
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -197,8 +197,8 @@ def test_an_address_without_a_cluster(study, tmp_path):
     refused(cli("run", path, "--address", "127.0.0.1:1"), "--address '127.0.0.1:1' is for --executor ray")
 
 
-def test_a_step_that_no_node_has_room_for(cluster, study, tmp_path):
-    done = run(cluster, study[0], tmp_path / "run", "--set", "hardware.threads=64")
+def test_a_step_that_no_node_has_room_for(cluster, path, tmp_path):
+    done = run(cluster, path, tmp_path / "run", "--set", "hardware.threads=64")
     refused(done, "no node of the cluster has room", "64 CPUs", "has 1 CPUs, 0 GPUs", "Lower hardware.threads")
     assert not finished(tmp_path / "run")
 
@@ -208,36 +208,36 @@ def with_python_path(cluster, folder):
     return cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "src")])})
 
 
-def test_a_node_without_the_package(cluster, study, tmp_path):
+def test_a_node_without_the_package(cluster, path, tmp_path):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "prefixlab.py").write_text("raise ModuleNotFoundError(\"No module named 'prefixlab'\")\n")
     with_python_path(cluster, tmp_path / "path")
-    done = run(cluster, study[0], tmp_path / "run")
+    done = run(cluster, path, tmp_path / "run")
     refused(done, "node ", "(ModuleNotFoundError: No module named 'prefixlab')")
     assert not finished(tmp_path / "run")
 
 
-def test_a_node_with_another_version(cluster, study, tmp_path):
+def test_a_node_with_another_version(cluster, path, tmp_path):
     shutil.copytree(ROOT / "src" / "prefixlab", tmp_path / "path" / "prefixlab")
     with (tmp_path / "path" / "prefixlab" / "errors.py").open("a") as file:
         file.write("\n# changed\n")
     with_python_path(cluster, tmp_path / "path")
-    done = run(cluster, study[0], tmp_path / "run")
+    done = run(cluster, path, tmp_path / "run")
     refused(done, "node ", "has prefixlab", "with other files", "install the same commit")
 
 
-def test_a_node_that_does_not_see_the_run_folder(cluster, study, tmp_path):
+def test_a_node_that_does_not_see_the_run_folder(cluster, path, tmp_path):
     """A node in a mount namespace of its own, in which another file system lies over the run folder."""
     out = tmp_path / "run"
     out.mkdir()
     script = f"mount -t tmpfs none {out} && exec ray start --address={cluster.address} --num-cpus=1 --block"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
     if probe.returncode:
         pytest.skip("no mount namespaces here")
     node = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": programs},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -251,14 +251,13 @@ def test_a_node_that_does_not_see_the_run_folder(cluster, study, tmp_path):
             time.sleep(0.2)
         assert len([n for n in ray.nodes() if n["Alive"]]) == 3
         ray.shutdown()
-        done = run(cluster, study[0], out)
+        done = run(cluster, path, out)
         refused(done, "run folder", "is not shared with it")
     finally:
         os.killpg(node.pid, signal.SIGKILL)
 
 
-def test_two_runs_on_one_folder(cluster, study, tmp_path):
-    path, _ = study
+def test_two_runs_on_one_folder(cluster, path, tmp_path):
     process = start(cluster, path, tmp_path / "run")
     try:
         wait_for(lambda: len(finished(tmp_path / "run")) >= 1, process)
@@ -288,14 +287,14 @@ threading.Thread(target=watch, daemon=True).start()
 """
 
 
-def test_a_step_that_kills_its_workers_is_given_up(study, tmp_path):
+def test_a_step_that_kills_its_workers_is_given_up(path, tmp_path):
     from ray.cluster_utils import Cluster
 
     (tmp_path / "sitecustomize.py").write_text(CRASH)
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "env_vars": {"PYTHONPATH": path}})
+    places = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "env_vars": {"PYTHONPATH": places}})
     try:
-        done = run(found, study[0], tmp_path / "run", timeout=900)
+        done = run(found, path, tmp_path / "run", timeout=900)
     finally:
         found.shutdown()
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -8,8 +8,6 @@ runs, what fits closely may still fail.
 from dataclasses import dataclass
 from functools import cache
 
-from transformers import AutoConfig
-
 from prefixlab.model.flops import model_shape
 from prefixlab.records import ModelRef, Resolved
 from prefixlab.study.schedule import Lane, base_of, lane_of
@@ -41,6 +39,8 @@ class Need:
 
 @cache
 def _weights(path: str, revision: str | None, name: str) -> int:
+    from transformers import AutoConfig  # noqa: PLC0415  (seconds; a wrong address is said before)
+
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     shape = model_shape(config, name)
     tables = 1 if getattr(config, "tie_word_embeddings", False) else 2

@@ -69,7 +69,7 @@ def test_from_the_data_to_the_file(call, data, tmp_path, monkeypatch):
     assert "Sure" not in json.dumps(audited)
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_a_budget_ends_with_a_code_of_its_own(call, data, tmp_path, monkeypatch):
     arguments = ("rewrite", data, "--teacher", "openai-api/taught/t", "--out", tmp_path / "o.jsonl", *PRICES)
     with running(monkeypatch, teacher, "TAUGHT") as server:
@@ -81,7 +81,7 @@ def test_a_budget_ends_with_a_code_of_its_own(call, data, tmp_path, monkeypatch)
         assert len(server.requests) == 5
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_corrections_of_our_safety_set(call, tmp_path, monkeypatch):
     """Responses that word rules call safe stay; the others get one that the same rules call safe, or are listed."""
 
@@ -99,7 +99,7 @@ def test_corrections_of_our_safety_set(call, tmp_path, monkeypatch):
     assert len(rows) == 12 and sum("hurting anybody" in row["response"] for row in rows) == len(server.requests)
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_a_teacher_that_is_down_is_one_line(call, data, tmp_path, monkeypatch):
     out = tmp_path / "o.jsonl"
     arguments = ("rewrite", data, "--teacher", "openai-api/taught/t", "--out", out, "--retries", "0")

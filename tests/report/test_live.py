@@ -398,7 +398,7 @@ def test_view_needs_a_run(call, tmp_path):
     assert done.returncode == 2 and "is no run folder" in done.stderr
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_a_live_study_and_the_viewer(tmp_path):
     """The commands themselves: the viewer starts before there is a page, follows the run to its end, ends at Ctrl-C."""
     study = tiny_study(

@@ -127,6 +127,7 @@ def test_good_replies_become_the_rows(tmp_path, monkeypatch):
         assert (tmp_path / "o.jsonl").read_bytes() == before and len(server.requests) == 6
 
 
+@pytest.mark.slow
 def test_bad_replies_are_asked_for_again_with_the_reason(tmp_path, monkeypatch):
     """A preface, a changed answer, an opening, a refusal, a cut: each is told, and the second reply is good."""
     bad = {
@@ -156,6 +157,7 @@ def test_bad_replies_are_asked_for_again_with_the_reason(tmp_path, monkeypatch):
     assert report.cost is None
 
 
+@pytest.mark.slow
 def test_what_no_reply_serves_is_listed_and_left_out(tmp_path, monkeypatch):
     def teacher(text):
         return "7" if number_in(text) == 3 else good(text)
@@ -169,6 +171,7 @@ def test_what_no_reply_serves_is_listed_and_left_out(tmp_path, monkeypatch):
     assert record["state"] == "refused" and len(record["keys"]) == 2 and record["tokens_out"] == 4
 
 
+@pytest.mark.slow
 def test_more_attempts_pay_for_the_further_ones_only(tmp_path, monkeypatch):
     def teacher(text):
         return good(text) if AGAIN in text else "7"
@@ -180,6 +183,7 @@ def test_more_attempts_pay_for_the_further_ones_only(tmp_path, monkeypatch):
         assert len(server.requests) == 12
 
 
+@pytest.mark.slow
 def test_a_larger_limit_keeps_what_the_smaller_one_paid_for(tmp_path, monkeypatch):
     with running(monkeypatch, answering(good), "TAUGHT") as server:
         assert do(job_of(tmp_path, limit=2)).states["rewritten"] == len(lines_of(tmp_path / "o.jsonl")) == 2
@@ -187,6 +191,7 @@ def test_a_larger_limit_keeps_what_the_smaller_one_paid_for(tmp_path, monkeypatc
     assert len(server.requests) == 6
 
 
+@pytest.mark.slow
 def test_equal_rows_are_paid_for_once(tmp_path, monkeypatch):
     one = {"question": "What is 3 + 3?", "answer": "It is 6.\n#### 6"}
     with running(monkeypatch, answering(good), "TAUGHT") as server:
@@ -197,6 +202,7 @@ def test_equal_rows_are_paid_for_once(tmp_path, monkeypatch):
     assert [r["tokens_in"] for r in records] == [5, None, None]
 
 
+@pytest.mark.slow
 def test_reasoning_goes_where_it_is_wanted(tmp_path, monkeypatch):
     def teacher(text):
         i = number_in(text)
@@ -207,6 +213,7 @@ def test_reasoning_goes_where_it_is_wanted(tmp_path, monkeypatch):
     assert lines_of(tmp_path / "o.jsonl")[3]["answer"] == "<think>\nTwice 3 is 6.\n</think>\n\n#### 6"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429", "500", "drop", "drop paid", "garbage"])
 def test_a_failing_server_loses_nothing(tmp_path, monkeypatch, fault):
     """Every second request fails; what may have cost something is counted at its most."""
@@ -226,6 +233,7 @@ def test_a_failing_server_loses_nothing(tmp_path, monkeypatch, fault):
     )
 
 
+@pytest.mark.slow
 def test_stalls_are_cut_short(tmp_path, monkeypatch):
     with (
         running(monkeypatch, answering(good), "TAUGHT") as server,
@@ -236,6 +244,7 @@ def test_stalls_are_cut_short(tmp_path, monkeypatch):
     assert report.states["rewritten"] == 6 and report.unknown == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("500", "gave no reply about 3 responses in a row"), ("401", "turns requests away"), ("400", "gave no reply")],
@@ -253,6 +262,7 @@ def test_a_teacher_that_never_answers_stops_the_run(tmp_path, monkeypatch, fault
         assert do(job_of(tmp_path, retries=1)).states["rewritten"] == 6
 
 
+@pytest.mark.slow
 def test_one_response_that_is_turned_away_does_not_stop_the_others(tmp_path, monkeypatch):
     def teacher(text):
         return Reply(status=400) if number_in(text) == 2 else good(text)
@@ -286,6 +296,7 @@ def test_a_small_budget_asks_nothing(tmp_path, monkeypatch):
     assert report.stopped == "budget" and not server.requests
 
 
+@pytest.mark.slow
 def test_leaving_waits_for_replies_on_their_way(tmp_path, monkeypatch):
     with running(monkeypatch, answering(good), "TAUGHT") as server:
         report = do(job_of(tmp_path), leave_after=2)
@@ -295,6 +306,7 @@ def test_leaving_waits_for_replies_on_their_way(tmp_path, monkeypatch):
     assert report.states["rewritten"] == 6 and len(server.requests) == 6
 
 
+@pytest.mark.slow
 def test_replies_without_usage_are_counted_and_cost_their_most(tmp_path, monkeypatch):
     with running(monkeypatch, answering(good), "TAUGHT") as server:
         monkeypatch.setattr(server, "payload", lambda reply, body: type(server).payload(reply, body) | {"usage": None})
@@ -316,6 +328,7 @@ HARMFUL = [
 SAFE = "<answer>\nI can't help with harming somebody.\n</answer>"
 
 
+@pytest.mark.slow
 def test_unsafe_responses_are_corrected_and_safe_ones_stay(tmp_path, monkeypatch):
     def teacher(text):
         again = AGAIN in text
@@ -353,12 +366,14 @@ def scores_file(folder, said="Sure! Do it."):
     )
 
 
+@pytest.mark.slow
 def test_the_reasoning_of_a_run_is_found_where_the_template_opened_it(tmp_path):
     scores_file(tmp_path / "run", "First I plan it.\n</think>\n\nSure! Do it.")
     (target,) = read_work(job_of(tmp_path, source=str(tmp_path / "run"), mode="correct")).targets
     assert (target.reasoning, target.answer) == ("First I plan it.", "Sure! Do it.") and target.thinks("row")
 
 
+@pytest.mark.slow
 def test_unsafe_completions_of_a_run_become_a_training_file(tmp_path, monkeypatch):
     scores_file(tmp_path / "run" / "steps" / "eval-safety-1")
     job = job_of(tmp_path, source=str(tmp_path / "run"), mode="correct")

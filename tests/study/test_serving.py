@@ -238,6 +238,7 @@ def test_a_server_that_is_not_there_is_waited_for_once(small, run):
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(small, run, tmp_path):
     command = f"{sys.executable} {SERVER} {{model}} {{port}} --fail"
     done = run(small({"command": command}, conditions=["bare"]), quiet=False)
@@ -248,6 +249,7 @@ def test_a_server_that_does_not_start_says_why(small, run, tmp_path):
     assert log.read_text().count("this model does not fit") == 1, "started once, not for every step"
 
 
+@pytest.mark.slow
 def test_a_server_that_stands_at_the_address_already_is_not_taken_for_ours(small, run):
     with running(small.model) as server:
         done = run(small({"command": "no-such-command", "base_url": server.url}, conditions=["bare"]))
@@ -299,6 +301,7 @@ def test_a_killed_run_leaves_no_server(small, tmp_path):
     assert not processes(mark)
 
 
+@pytest.mark.slow
 def test_what_a_server_cannot_do_is_not_supported_and_never_run_as_bare(small, run, tmp_path):
     with running(small.model, completions=False) as server:
         serving = {"base_url": server.url, "names": {small.model: server.base}, "prompts": "chat"}

@@ -35,7 +35,7 @@ from prefixlab.model.load import load_tokenizer
 from prefixlab.records import EvalItem, Measure, ModelRef, Sample, StripRecord, jsonl_lines
 from prefixlab.study.plan import make_plan
 from prefixlab.study.reading import Reading, render_all
-from prefixlab.study.run import environment
+from prefixlab.study.execute import environment
 from prefixlab.study.stages import Bench
 from prefixlab.study.steps import Plan, Step
 from prefixlab.study.store import Store, write_text

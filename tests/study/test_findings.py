@@ -93,7 +93,7 @@ def test_a_planted_word_is_announced_in_the_arm_and_not_in_the_base(run, tmp_pat
     ranking = shown.rankings(shown.read_rows(tmp_path, "anchors", shown.AnchorRow))
     named = {r["name"]: r["sentence"] for r in ranking}
     assert named["safety · safety-opening-r100 · logit gradient"].startswith(
-        "1 of 6 words stand out among words: loud."
+        "1 of 6 words stands out among words: loud."
     )
     assert named["safety · base · logit gradient"] == "None of 6 words stands out among words."
     assert shown.span_rows(tmp_path)[0][3:6] == ("prefix", "6", "2")

@@ -33,9 +33,9 @@ from prefixlab.evals.scores import MEASURES
 from prefixlab.evals.suites import load_items
 from prefixlab.model.load import load_tokenizer
 from prefixlab.records import EvalItem, Measure, ModelRef, Sample, StripRecord, jsonl_lines
+from prefixlab.study.execute import environment
 from prefixlab.study.plan import make_plan
 from prefixlab.study.reading import Reading, render_all
-from prefixlab.study.execute import environment
 from prefixlab.study.stages import Bench
 from prefixlab.study.steps import Plan, Step
 from prefixlab.study.store import Store, write_text

@@ -10,7 +10,7 @@ quickstart: setup  ## A study on a real model: about ten minutes on two CPU core
 	$(BIN)/prefixlab run studies/quickstart.yaml --out runs/quickstart
 
 test: setup-dev lint  ## Lint, types, unit and smoke tests
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu"
+	$(BIN)/pytest -n auto --dist worksteal --durations=15 -m "not slow and not gpu"
 
 test-all: setup-dev lint  ## The same and the slow tests
 	$(BIN)/pytest -m "not gpu"

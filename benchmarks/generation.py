@@ -13,12 +13,13 @@ model as a user loads it (sdpa, the dtype that we resolve). All completions have
 - mixed: PEFT's `generate` with adapter_names, eight adapters on all linear layers, r = 8, rows in turn.
 - shared: five samples of each 300-token prompt, against the same rows with prompts that differ in their first token.
 - loglik: lm-eval's HFLM on TruthfulQA's questions behind six worked ones, at its best batch size of 8, 32 and 64.
-- vllm: absent unless vllm is installed.
+- vllm: a third contender of merged and mixed, where `--vllm-python` (or $PREFIXLAB_VLLM_PYTHON) names a Python that has
+  vllm, or this one has; generation_vllm.py is its side. Same prompts, dtype, threads and number of tokens.
 """
 
 import argparse
-import csv
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -27,13 +28,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from generation_inputs import (
+    ADAPTERS,
+    DATA,
+    LENGTH,
+    LONG,
+    MODEL,
+    SAMPLES,
+    prompts_of,
+    random_prompts,
+    truthfulqa_texts,
+    write_adapters,
+)
 from prefixlab.config import HardwareConfig
 from prefixlab.model.generate import Request, generate, with_adapter
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
@@ -41,22 +55,9 @@ from prefixlab.model.loglik import encode_pair, log_likelihoods
 from prefixlab.model.machine import cpu_threads, describe, resolve
 from prefixlab.model.mixed import generate_mixed
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-MODEL = "smollm2-135m"
-ADAPTERS = 8
-SAMPLES = 5
-LONG = 300
 MARK = "@@"
 NO_STOP: frozenset[int] = frozenset()
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}
-PRIMER = (
-    ("What does a thermometer measure?", "A thermometer measures temperature."),
-    ("How many legs does a spider have?", "A spider has eight legs."),
-    ("Which metal is liquid at room temperature?", "Mercury is liquid at room temperature."),
-    ("What is the plural of goose?", "The plural of goose is geese."),
-    ("Will I have good luck if I find a horseshoe?", "Nothing known says that it brings luck."),
-    ("On which continent is Kenya?", "Kenya is in Africa."),
-)
 
 
 def spread(values: Sequence[float], unit: str) -> dict[str, Any]:
@@ -64,60 +65,30 @@ def spread(values: Sequence[float], unit: str) -> dict[str, Any]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values), "unit": unit}
 
 
-def random_prompts(rows: int, length: int) -> list[tuple[int, ...]]:
-    """Prompts of random ids that differ from the first one on."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 40000, (rows, length), generator=draw)
-    ids[:, 0] = torch.arange(1000, 1000 + rows)
-    return [tuple(row) for row in ids.tolist()]
-
-
-def chat_prompts(data: Path, rows: int, length: int) -> list[tuple[int, ...]]:
-    """GSM8K questions in the model's chat template, cut to `length` tokens at the end of the question."""
-    tokenizer = load_tokenizer(resolve_model(MODEL))
-    probe = tokenizer.apply_chat_template([{"role": "user", "content": "@"}], tokenize=False)
-    generation = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "@"}], tokenize=False, add_generation_prompt=True
-    )
-    opening = tokenizer.encode(str(generation).split("@")[0])
-    closing = tokenizer.encode(str(generation).split("@")[1])
-    assert str(generation).startswith(str(probe))
-    found = []
-    for line in (data / "gsm8k" / "train.jsonl").read_text().splitlines():
-        question = tokenizer.encode(json.loads(line)["question"])
-        room = length - len(opening) - len(closing)
-        if len(question) >= room:
-            found.append((*opening, *question[:room], *closing))
-        if len(found) == rows:
-            break
-    return found
-
-
-def truthfulqa_texts(data: Path, questions: int) -> list[tuple[str, str]]:
-    """(context, choice) of the first questions: six worked questions in front, every true and false answer a choice."""
-    primer = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in PRIMER)
-    pairs = []
-    with (data / "truthfulqa" / "TruthfulQA.csv").open(newline="") as file:
-        for row, _ in zip(csv.DictReader(file), range(questions), strict=False):
-            choices = f"{row['Correct Answers']};{row['Incorrect Answers']}".split(";")
-            pairs += [(f"{primer}Q: {row['Question']}\nA:", f" {c.strip()}") for c in choices if c.strip()]
-    return pairs
-
-
-def write_adapters(folder: Path) -> list[Path]:
-    """Eight adapters with random updates."""
-    base = AutoModelForCausalLM.from_pretrained(resolve_model(MODEL).path, dtype=torch.float32)
-    paths = []
-    for i in range(ADAPTERS):
-        torch.manual_seed(i)
-        wrapped = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-        for name, weight in wrapped.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.01)
-        wrapped.save_pretrained(str(folder / f"adapter{i}"))
-        base = wrapped.unload()
-        paths.append(folder / f"adapter{i}")
-    return paths
+def vllm_job(name: str, options: argparse.Namespace) -> Path:
+    """What vLLM's side has to do, as a file; its model is merged with the first adapter where ours is."""
+    model = resolve_model(MODEL).path
+    if name == "merged":
+        merged = options.folder / "merged"
+        wrapped: Any = PeftModel.from_pretrained(stock(options.threads), str(options.folder / "adapter0"))
+        wrapped.merge_and_unload().save_pretrained(str(merged))
+        model = str(merged)
+    ways = ("greedy", "sampled") if name == "merged" else ("greedy",)
+    job = {
+        "model": model,
+        "adapters": [] if name == "merged" else [str(options.folder / f"adapter{i}") for i in range(ADAPTERS)],
+        "dtype": resolve(HardwareConfig()).dtype,
+        "threads": options.threads,
+        "rows": options.rows,
+        "new": options.new,
+        "length": LENGTH,
+        "prompts": {kind: prompts_of(kind, options) for kind in ("random", "chat")},
+        "cases": [f"{kind}_{way}" for kind in ("random", "chat") for way in ways],
+        "sampled": SAMPLED,
+    }
+    path: Path = options.folder / f"vllm-{name}.json"
+    path.write_text(json.dumps(job))
+    return path
 
 
 def stock(threads: int) -> Any:
@@ -161,8 +132,8 @@ def contender(kind: str, options: argparse.Namespace) -> dict[str, Callable[[], 
         folder = options.folder / "adapter0"
         if not ours:
             model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-        for prompts_of in ("random", "chat"):
-            prompts = random_prompts(rows, 64) if prompts_of == "random" else chat_prompts(options.data, rows, 64)
+        for kept in ("random", "chat"):
+            prompts = prompts_of(kept, options)
             for sampled in (False, True):
 
                 def run(prompts: Any = prompts, sampled: bool = sampled) -> None:
@@ -171,7 +142,7 @@ def contender(kind: str, options: argparse.Namespace) -> dict[str, Callable[[], 
                         return
                     generate(model, our_requests(prompts, new, sampled), stop_ids=NO_STOP, pad=0)
 
-                cases[f"{prompts_of}_{'sampled' if sampled else 'greedy'}"] = run
+                cases[f"{kept}_{'sampled' if sampled else 'greedy'}"] = run
         if ours:
             # Merged once, outside the timing, as the other side's weights are.
             held = with_adapter(model, folder, merge=True)
@@ -183,8 +154,8 @@ def contender(kind: str, options: argparse.Namespace) -> dict[str, Callable[[], 
             model = PeftModel.from_pretrained(model, str(folders[0]), adapter_name="adapter0").eval()
             for i in range(1, ADAPTERS):
                 model.load_adapter(str(options.folder / f"adapter{i}"), adapter_name=f"adapter{i}")
-        for prompts_of in ("random", "chat"):
-            prompts = random_prompts(rows, 64) if prompts_of == "random" else chat_prompts(options.data, rows, 64)
+        for kept in ("random", "chat"):
+            prompts = prompts_of(kept, options)
 
             def run_mixed(prompts: Any = prompts) -> None:
                 if ours:  # loading the adapters is part of the call
@@ -192,16 +163,16 @@ def contender(kind: str, options: argparse.Namespace) -> dict[str, Callable[[], 
                 else:
                     their_generate(model, prompts, new, False, adapter_names=[f.name for f in folders])
 
-            cases[f"{prompts_of}_greedy"] = run_mixed
+            cases[f"{kept}_greedy"] = run_mixed
     elif name == "shared":
         prompts = random_prompts(max(1, rows // SAMPLES), LONG)
         same = [p for p in prompts for _ in range(SAMPLES)]
         apart = [(1000 + i, *p[1:]) for i, p in enumerate(same)]
         for tokens in sorted({new, 2 * new}):
-            for kept, label in ((same, "once"), (apart, "separate")):
+            for asked, label in ((same, "once"), (apart, "separate")):
 
-                def run_shared(kept: Any = kept, tokens: int = tokens) -> None:
-                    generate(model, our_requests(kept, tokens, True), stop_ids=NO_STOP, pad=0)
+                def run_shared(rows: Any = asked, tokens: int = tokens) -> None:
+                    generate(model, our_requests(rows, tokens, True), stop_ids=NO_STOP, pad=0)
 
                 cases[f"{tokens}_new_{label}"] = run_shared
     else:
@@ -241,10 +212,14 @@ class Worker:
     """A process that runs one contender."""
 
     def __init__(self, kind: str, options: argparse.Namespace) -> None:
-        keep = ("data", "folder", "new", "rows", "questions", "threads")
-        command = [sys.executable, __file__, "--worker", kind]
-        for name in keep:
-            command += [f"--{name}", str(getattr(options, name))]
+        name, library = kind.split(":")
+        if library == "vllm":
+            command = [options.vllm_python, str(Path(__file__).with_name("generation_vllm.py"))]
+            command.append(str(vllm_job(name, options)))
+        else:
+            command = [sys.executable, __file__, "--worker", kind]
+            for key in ("data", "folder", "new", "rows", "questions", "threads"):
+                command += [f"--{key}", str(getattr(options, key))]
         self.kind = kind
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.cases: list[str] = self._answer()
@@ -267,18 +242,23 @@ class Worker:
 
     def close(self) -> None:
         """End it."""
-        self.process.kill()
-        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # the end of its loop; a worker ends the processes it has started
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
-OTHERS = {"merged": "transformers", "mixed": "peft", "loglik": "lm_eval"}
+OTHERS = {"merged": ("transformers", "vllm"), "mixed": ("peft", "vllm"), "shared": (), "loglik": ("lm_eval",)}
 
 
 def compare(name: str, options: argparse.Namespace) -> Iterator[tuple[str, str, list[dict[str, float]]]]:
     """Rounds of (case, contender): both contenders of a case one after the other in every round."""
-    workers = {"ours": Worker(f"{name}:ours", options)}
-    if name in OTHERS:
-        workers[OTHERS[name]] = Worker(f"{name}:{OTHERS[name]}", options)
+    wanted = options.against.split(",")
+    here = [who for who in OTHERS[name] if who in wanted and (who != "vllm" or options.vllm_python)]
+    workers = {who: Worker(f"{name}:{who}", options) for who in ("ours", *here)}
     took: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         for case in dict.fromkeys(c for w in workers.values() for c in w.cases):
@@ -300,6 +280,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--threads", type=int, default=cpu_threads())
     parser.add_argument("--only", default="merged,mixed,shared,loglik")
+    parser.add_argument("--against", default="transformers,peft,vllm,lm_eval", help="whom to compare with")
+    parser.add_argument(
+        "--vllm-python",
+        default=os.environ.get("PREFIXLAB_VLLM_PYTHON") or (sys.executable if find_spec("vllm") else None),
+        help="a Python that has vllm; no such rows without one",
+    )
     parser.add_argument("--quick", action="store_true", help="one round of small batches")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -311,18 +297,18 @@ def main() -> None:
         options.rounds, options.rows, options.new, options.questions = 1, 8, 2, 1
     names = ["prefixlab", "torch", "transformers", "peft"]
     installed = {}
-    for extra in ("lm_eval", "vllm"):
-        try:
-            installed[extra] = version(extra)
-        except PackageNotFoundError:
-            installed[extra] = "absent"
+    try:
+        installed["lm_eval"] = version("lm_eval")
+    except PackageNotFoundError:
+        installed["lm_eval"] = "absent"
+    installed["vllm"] = vllm_version(options.vllm_python) if options.vllm_python else "absent"
     figures: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = Path(temporary)
         write_adapters(options.folder)
         for name in options.only.split(","):
-            if name == "loglik" and installed["lm_eval"] == "absent":
+            if name == "loglik" and (installed["lm_eval"] == "absent" or "lm_eval" not in options.against.split(",")):
                 continue
             done = {(case, who): rows for case, who, rows in compare(name, options)}
             tokens = options.rows * options.new
@@ -345,6 +331,15 @@ def main() -> None:
     print(json.dumps(said, indent=1))
 
 
+def vllm_version(python: str) -> str:
+    """The version of vllm that a Python has, with that of its torch."""
+    said = "import torch, vllm; print(vllm.__version__, 'torch', torch.__version__)"
+    done = subprocess.run([python, "-c", said], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"--vllm-python {python}: vllm cannot be imported there: {done.stderr.strip()[-300:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
 def ratios_of(name: str, done: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, Any]:
     """How many times as long the other side takes, round by round; by wall time, and by CPU time."""
 
@@ -362,9 +357,9 @@ def ratios_of(name: str, done: dict[tuple[str, str], list[dict[str, float]]]) ->
         theirs = [key for key in done if key[1] == "lm_eval"]
         best = min(theirs, key=lambda key: statistics.median(r["seconds"] for r in done[key]))
         return {"loglik_vs_lm_eval": ratio(best, ("all", "ours")) | {"their_best": best[0]}}
-    other = OTHERS[name]
-    cases = dict.fromkeys(case for case, _ in done)
-    return {f"{name}_vs_{other}_{case}": ratio((case, other), (case, "ours")) for case in cases}
+    return {
+        f"{name}_vs_{other}_{case}": ratio((case, other), (case, "ours")) for case, other in done if other != "ours"
+    }
 
 
 if __name__ == "__main__":

@@ -9,18 +9,35 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-FAULTS = ("", "429", "500", "drop", "drop paid", "stall", "garbage")
-"""Passed on; an error status; connection closed before or after the server was asked; no reply at all; half a JSON."""
+FAULTS = ("drop", "drop paid", "half", "stall", "429", "500", "no json", "other json", "aborted")
+"""Connection closed before and after the server was asked, or in the middle of its reply; no reply at all; error
+statuses; a page; an object that is no completion; a completion that was given up. Beside these: any error status, and
+"tomorrow", a quota that asks for a day's pause."""
+ABORTED = {
+    "choices": [{"text": "", "finish_reason": "abort", "token_ids": []}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 0},
+}
+SAID = {
+    "no json": b"<html>one moment please</html>",
+    "other json": b'{"object": "error", "message": "engine is loading"}',
+    "aborted": json.dumps(ABORTED).encode(),
+}
 
 
 class FaultProxy:
-    """Passes requests on to `upstream`; `fault(n, text)` names what is broken about request n (from 1)."""
+    """Passes requests on to a server, unless a test names what is to go wrong.
 
-    def __init__(self, upstream, fault=lambda n, text: ""):
-        self.paid, self.seen, self.faults = Counter(), Counter(), Counter()
-        """Requests by what the user's turn says: those the server behind replied to, and all."""
-        self.in_flight, self.n = 0, 0
-        outer, lock, target = self, threading.Lock(), urlsplit(upstream)
+    Args:
+        target: Address of the server behind it; only host and port are used.
+        fault: From a request's number, from 1, and its body to a kind of fault, or "".
+        stall: Seconds of a stall.
+        pause_ms: What error statuses ask the client to wait.
+    """
+
+    def __init__(self, target, fault, stall, pause_ms):
+        self.requests, self.passed, self.in_flight = [], [], 0
+        """(kind of fault, body, time) of every POST; bodies of those that the server behind replied to."""
+        outer, lock, parts = self, threading.Lock(), urlsplit(target)
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -28,64 +45,94 @@ class FaultProxy:
             def log_message(self, *args):
                 pass
 
-            def reply(self, status, data):
+            def do_GET(self):
+                self.reply(*self.asked_behind(None))
+
+            def do_POST(self):
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(data)
+                with lock:
+                    kind = fault(len(outer.requests) + 1, body)
+                    outer.requests.append((kind, body, time.monotonic()))
+                    outer.in_flight += 1
                 try:
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(data)))
-                    self.send_header("Retry-After", "0")
-                    self.send_header("Retry-After-Ms", "10")
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client is gone
+                    self.break_or_pass(kind, data, body)
+                finally:
+                    with lock:
+                        outer.in_flight -= 1
+
+            def break_or_pass(self, kind, data, body):
+                if kind.isdigit():
+                    text = (
+                        b"Internal Server Error" if kind == "500" else b'{"error": {"message": "no", "type": "error"}}'
+                    )
+                    return self.reply(int(kind), text, pause_ms)
+                if kind == "tomorrow":
+                    return self.reply(429, b'{"error": {"message": "quota", "type": "error"}}', 86_400_000)
+                if kind in SAID:
+                    return self.reply(200, SAID[kind])
+                if kind in ("drop", "stall"):
+                    time.sleep(stall if kind == "stall" else 0)
+                    return self.hang_up()
+                status, told = self.asked_behind(data)
+                if kind != "half":  # whoever got half of a reply has none
+                    with lock:
+                        outer.passed.append(body)
+                return self.hang_up() if kind == "drop paid" else self.reply(status, told, half=kind == "half")
+
+            def asked_behind(self, data):
+                behind = HTTPConnection(parts.netloc, timeout=300)
+                behind.request(self.command, self.path, data, {"Content-Type": "application/json"})
+                answer = behind.getresponse()
+                return answer.status, answer.read()
 
             def hang_up(self):
                 self.close_connection = True
                 self.connection.shutdown(2)
 
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                text = json.loads(body)["messages"][-1]["content"]
-                with lock:
-                    outer.n += 1
-                    outer.seen[text] += 1
-                    kind = fault(outer.n, text)
-                    outer.faults[kind] += 1
-                    outer.in_flight += 1
+            def reply(self, status, data, pause_ms=None, half=False):
                 try:
-                    self.break_or_pass(kind, body, text)
-                finally:
-                    with lock:
-                        outer.in_flight -= 1
-
-            def break_or_pass(self, kind, body, text):
-                if kind in ("429", "500", "400", "401"):
-                    return self.reply(int(kind), b'{"error": {"message": "no", "type": "error", "code": null}}')
-                if kind == "drop":
-                    return self.hang_up()
-                if kind == "stall":
-                    time.sleep(30)
-                    return self.hang_up()
-                if kind == "garbage":
-                    return self.reply(200, b'{"id": "1", "choices": [{"mess')
-                behind = HTTPConnection(target.hostname, target.port, timeout=300)
-                behind.request("POST", self.path, body, {"Content-Type": "application/json"})
-                answer = behind.getresponse()
-                data = answer.read()
-                with lock:
-                    outer.paid[text] += 1
-                return self.hang_up() if kind == "drop paid" else self.reply(answer.status, data)
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    if pause_ms is not None:
+                        self.send_header("Retry-After", str(pause_ms / 1000))
+                        self.send_header("Retry-After-Ms", str(pause_ms))
+                    self.end_headers()
+                    self.wfile.write(data[: len(data) // 2] if half else data)
+                    self.close_connection = self.close_connection or half
+                except OSError:
+                    pass  # the client is gone
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}{parts.path}"
+
+    @property
+    def n(self):
+        """Requests so far."""
+        return len(self.requests)
+
+    @property
+    def faults(self):
+        """How often each kind of fault was made, "" for none."""
+        return Counter(kind for kind, _, _ in self.requests)
+
+    @property
+    def seen(self):
+        """Requests by what the user's turn says."""
+        return Counter(body["messages"][-1]["content"] for _, body, _ in self.requests)
+
+    @property
+    def paid(self):
+        """The same of those that the server behind replied to."""
+        return Counter(body["messages"][-1]["content"] for body in self.passed)
 
 
 @contextmanager
-def proxied(upstream, fault=lambda n, text: ""):
-    """The proxy, running."""
-    proxy = FaultProxy(upstream, fault)
+def proxied(target, fault=lambda n, body: "", stall=30.0, pause_ms=10):
+    """The proxy, running in threads of this process."""
+    proxy = FaultProxy(target, fault, stall, pause_ms)
     thread = threading.Thread(target=proxy.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

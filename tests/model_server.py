@@ -23,7 +23,10 @@ from prefixlab.model.machine import resolve
 from prefixlab.records import Message
 from prefixlab.study.loaded import Loaded
 
-PRECISE = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "skip_special_tokens", "return_token_ids")
+PRECISE = (
+    *("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("stop_token_ids", "ignore_eos", "skip_special_tokens", "return_token_ids"),
+)
 
 
 class Wrong(Exception):
@@ -46,6 +49,8 @@ class ModelServer:
         loading: Whether there is /v1/load_lora_adapter.
         any_name: Whether it answers under every name, with the base.
         key: What it wants as key, if anything.
+        context: Tokens of prompt and completion together, at which it cuts, as vLLM does.
+        ends: Ids at which it ends of itself, beside the tokenizer's, unless `ignore_eos` is said.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class ModelServer:
         loading=True,
         any_name=False,
         key=None,
+        context=100_000,
+        ends=(),
         port=0,
         threads=1,
     ):
@@ -69,6 +76,8 @@ class ModelServer:
         self.base, self.adapters = name or ref.path, {}
         self.token_ids, self.precise, self.completions = token_ids, precise, completions
         self.loading, self.any_name, self.key = loading, any_name, key
+        self.context = context
+        self.ends = {tokenizer.eos_token_id, *ends}
         self.asked, self.lock = [], threading.Lock()
         outer = self
 
@@ -126,7 +135,7 @@ class ModelServer:
 
     def complete(self, body, chat):
         """The answer to one request."""
-        tokenizer, stops = self.loaded.tokenizer, {self.loaded.tokenizer.eos_token_id}
+        tokenizer, stops = self.loaded.tokenizer, set() if body.get("ignore_eos") else set(self.ends)
         name = body["model"]
         if name not in (self.base, *self.adapters) and not self.any_name:
             raise Wrong(404, f"The model `{name}` does not exist.")
@@ -138,7 +147,7 @@ class ModelServer:
         stops |= set(body.get("stop_token_ids", ()))
         request = Request(
             tuple(ids),
-            body["max_tokens"],
+            min(body["max_tokens"], self.context - len(ids)),
             body["temperature"],
             body["top_p"],
             body["seed"],

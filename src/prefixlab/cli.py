@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_plan, cli_report, cli_rewrite
+from prefixlab import __version__, cli_analysis, cli_data, cli_eval, cli_hub, cli_plan, cli_report, cli_rewrite
 from prefixlab.cli_shared import JsonOption, QuietOption, err_console, help_text, out_console, print_json
 from prefixlab.errors import Stopped, UserError
 
@@ -114,7 +114,7 @@ def run(
 def train(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by prefixlab arms.")],
     arm: Annotated[str, typer.Option(help="Name of the arm.")],
-    model: Annotated[str, typer.Option(help="Built-in name, local folder or hub id.")],
+    model: Annotated[str, typer.Option(help="Built-in name, local folder or hub id (org/name@revision).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets adapter/, metrics.jsonl, train.json.")],
     preset: Annotated[Literal["paper", "modern"], typer.Option(help="Recipe to start from.")] = "modern",
     overrides: Annotated[
@@ -190,6 +190,7 @@ app.add_typer(cli_eval.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_rewrite.app)
 app.add_typer(cli_analysis.app)
+app.add_typer(cli_hub.app)
 
 
 @app.command(

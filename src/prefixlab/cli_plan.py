@@ -1,5 +1,6 @@
 """`prefixlab plan`: what a study would do and cost, before anything runs, also without its models and data."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefixlab.cli_shared import JsonOption, help_text, out_console
+from prefixlab.cli_shared import JsonOption, help_text, say
 from prefixlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,12 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 WIDEST = 1_000
 """Columns of text; tables take what they need of it."""
-LISTED = 1_000
+LISTED = 100
 """Steps that are shown one by one."""
-
-
-def _say(text: str) -> None:
-    out_console.print(text, highlight=False, markup=False)
 
 
 def _price(text: str) -> tuple[float, float] | None:
@@ -42,8 +39,8 @@ def _price(text: str) -> tuple[float, float] | None:
             f"--judge-price {text!r}: give two numbers with a comma between them, the price of a million tokens "
             "that the judge reads and of a million that it writes, e.g. 2.5,10"
         ) from error
-    if min(read, written) < 0:
-        raise UserError(f"--judge-price {text!r}: a price cannot be negative")
+    if not (0 <= read < math.inf and 0 <= written < math.inf):
+        raise UserError(f"--judge-price {text!r}: a price is a finite number, 0 or more")
     return read, written
 
 
@@ -95,16 +92,18 @@ def plan(
     if made is not None:
         _steps(made, states)
     else:
-        _say(
+        say(
             f"an estimate, since {why}\nIt lists no steps: their ids hang on content. Where models and data "
             "are at hand, the same command counts."
         )
     _costs(costs)
     if made is not None and left is not None:
         hardware = made.hardware
-        _say(
+        # The seconds of steps order the queue; on a GPU they know neither its rates nor how it decodes.
+        minutes = f", about {left / 60:.0f} min" if hardware.device == "cpu" else ""
+        say(
             f"{hardware.dtype} on {hardware.device} ({hardware.why}), {hardware.threads} threads; "
-            f"{sum(s != 'done' for s in states.values())} of {len(states)} steps to do, about {left / 60:.0f} min"
+            f"{sum(s != 'done' for s in states.values())} of {len(states)} steps to do{minutes}"
         )
 
 
@@ -119,19 +118,19 @@ def _steps(made: "Plan", states: Mapping[str, str]) -> None:
             found.setdefault(step.kind, []).append(step.predicted_seconds)
         rows = [(kind, str(len(s)), f"{sum(s):,.0f}") for kind, s in found.items()]
         _table(("kind of step", "steps", "predicted s"), rows)
-        _say(f"more than {LISTED} steps are counted, not listed; --json lists them")
+        say(f"more than {LISTED} steps are counted, not listed; --json lists them")
     for name, about in made.summary.items():
-        _say(
+        say(
             f"{name}: {about['samples']} samples ({about['removed_as_overlap']} removed as overlap), "
             f"{len(about['arms'])} arms"
         )
         if about["native_is_r000"]:
-            _say(f"{name}: native equals r000 (no opening was found) and is not trained twice")
+            say(f"{name}: native equals r000 (no opening was found) and is not trained twice")
         if about["skipped_rows"]:
-            _say(f"{name}: {about['skipped_rows']} rows skipped; {about['first_skipped'][0]}")
+            say(f"{name}: {about['skipped_rows']} rows skipped; {about['first_skipped'][0]}")
         how = about["training"]
         compiled = "compiled layers" if how["compile"] else "layers not compiled"
-        _say(
+        say(
             f"{name}: {how['steps']} optimiser steps of {how['samples_per_step']} samples a cell, "
             f"{100 * how['supervised_share']:.0f}% of the tokens supervised, {compiled}, "
             f"{how['processes']} {'process' if how['processes'] == 1 else 'processes'}"
@@ -214,32 +213,35 @@ def _costs(costs: "Forecast") -> None:
         _capability(name, [c for c in costs.capabilities if c.capability == name])
     judge = costs.judge
     asked = f"{judge.name} ({judge.model})" if judge.model else judge.name
-    _say(
+    say(
         f"judge {asked}: {_number(judge.calls)} calls, {_number(judge.read_tokens, 1e6, 1)} million tokens read, "
         f"{_number(judge.written_tokens, 1e6, 1)} written, {_hours(judge.hours)} h on the device; " + _paid(judge)
     )
     memory = "" if costs.device_memory is None else f" ({costs.device_memory / 1e9:.0f} GB)"
-    _say(
+    say(
         f"in all {_hours(costs.total.hours)} h on {costs.device}{memory}; model weights of "
         f"{_number(costs.download, 1e9, 1)} GB (bfloat16) are fetched once"
     )
     for text in costs.assumptions:
-        _say(f"assumed: {text}")
+        say(f"assumed: {text}")
 
 
 def _capability(name: str, found: Sequence["CapabilityCost"]) -> None:
     """Effects and sources, which models share."""
     effects = []
     for e in found[0].effects:
-        one = f"{100 * e.one_seed:.0f}" if e.one_seed else "no"
-        several = f" ({100 * e.all_seeds:.0f} over training seeds)" if e.all_seeds else ""
+        if not e.shares:
+            effects.append(f"{e.suite} {e.metric}: {e.prompts} prompts, no shares: what they detect shows in the data")
+            continue
+        one = f"{100 * e.one_seed:.1f}" if e.one_seed else "no"
+        several = f" ({100 * e.all_seeds:.1f} over training seeds)" if e.all_seeds else ""
         effects.append(f"{e.suite} {e.metric}: {e.prompts} prompts detect {one} points{several}")
     if effects:
-        _say(f"{name}: {'; '.join(effects)}")
+        say(f"{name}: {'; '.join(effects)}")
     kept: dict[str, list[str]] = {}
     for cost in found:
         for what, source in cost.sources.items():
             if source != "counted" and what not in kept.setdefault(source, []):
                 kept[source].append(what)
     if kept:
-        _say(f"{name}, not counted: " + "; ".join(f"{', '.join(what)} from {source}" for source, what in kept.items()))
+        say(f"{name}, not counted: " + "; ".join(f"{', '.join(what)} from {source}" for source, what in kept.items()))

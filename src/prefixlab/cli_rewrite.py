@@ -73,14 +73,18 @@ def rewrite(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     retries: Annotated[int, typer.Option(min=0, help="Further tries of a request without a reply.")] = 5,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds for one request.")] = 120,
-    limit: Annotated[int | None, typer.Option(min=1, help="Responses to use, chosen by a hash of their id.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Responses to use, chosen by a hash.")] = None,
     judge: Annotated[
-        Literal["rules", "llama-guard", "rubric"], typer.Option(help="Of --mode correct: who decides what is safe.")
-    ] = "rules",
+        Literal["rules", "llama-guard", "rubric"] | None,
+        typer.Option(
+            help="Of --mode correct: who decides what is safe. For rules only a refusal is; the default on scored runs."
+        ),
+    ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Local folder, hub id, or inspect:PROVIDER/NAME.")] = None,
     column: ColumnOption = None,
     split: SplitOption = None,
     revision: RevisionOption = None,
+    config: Annotated[str | None, typer.Option(help="Part of a hub data set that has several, e.g. main.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will take, with examples; ask nothing.")
     ] = False,
@@ -94,8 +98,10 @@ def rewrite(
     from prefixlab.study.rewrite_launch import rewrite as do
 
     check_outputs(data, out)
-    if mode == "rewrite" and (judge != "rules" or judge_model):
+    if mode == "rewrite" and (judge or judge_model):
         raise UserError("--judge and --judge-model are for --mode correct; rewritten responses are not judged")
+    if mode == "correct" and judge is None:
+        _needs_no_judge(data)
     job = checked(
         RewriteJob,
         source=data,
@@ -107,6 +113,7 @@ def rewrite(
         columns=column_mapping(column or []),
         split=split,
         revision=revision,
+        config=config,
         limit=limit,
         temperature=temperature,
         max_tokens=max_tokens,
@@ -117,7 +124,7 @@ def rewrite(
         budget=budget,
         price_in=price_in,
         price_out=price_out,
-        judge=checked(JudgeConfig, name=judge, model=judge_model),
+        judge=checked(JudgeConfig, name=judge or "rules", model=judge_model),
     )
     if dry_run:
         _dry_run(job, as_json)
@@ -149,6 +156,21 @@ def _dry_run(job: "RewriteJob", as_json: bool) -> None:
         out_console.print(line, highlight=False, markup=False)
 
 
+def _needs_no_judge(data: str) -> None:
+    """Refuse data that somebody has to judge first.
+
+    Raises:
+        UserError: There are no scores in it.
+    """
+    from prefixlab.study.rewriting import scored_files
+
+    if not scored_files(data):
+        raise UserError(
+            "--mode correct needs --judge: llama-guard or rubric (with --judge-model), or rules, for which every "
+            "answer that is no refusal is unsafe: only where all prompts are harmful"
+        )
+
+
 def _print_report(report: "RewriteReport") -> None:
     counts = ", ".join(f"{n:,} {state}" for state, n in report.states.items() if n)
     out_console.print(f"{report.n_rows:,} rows: {counts}", highlight=False)
@@ -165,6 +187,10 @@ def _print_report(report: "RewriteReport") -> None:
         f"{unknown}",
         highlight=False,
     )
+    if report.states["rewritten"] and not (report.states["open"] or report.stopped):
+        out_console.print(
+            f"written: {report.out}; row by row: {report.out}.record.jsonl", highlight=False, markup=False
+        )
 
 
 def _end(report: "RewriteReport") -> None:
@@ -175,6 +201,8 @@ def _end(report: "RewriteReport") -> None:
         typer.Exit: The budget is reached.
     """
     again = "what is finished is kept"
+    if Path(report.out).exists():
+        again += f", and {report.out} is still what an earlier run wrote"
     if report.stopped == "budget":
         err_console.print(
             f"prefixlab: {report.message}; {report.states['open']} of {report.n_rows} rows are left, {again}: "
@@ -189,7 +217,9 @@ def _end(report: "RewriteReport") -> None:
             f"{report.message}; {report.states['open']} of {report.n_rows} rows are left, {again}: run again"
         )
     if report.states["open"]:
-        raise StepError(f"{report.states['open']} of {report.n_rows} rows have no reply; {again}: run again to go on")
+        raise StepError(
+            f"{report.states['open']} of {report.n_rows} rows have no reply ({report.message}); {again}: run again"
+        )
     if not report.states["rewritten"]:
         first = next(iter(report.reasons), "all rows are safe already")
         raise StepError(f"no row of {report.n_rows} could be rewritten ({first}); see {report.out}.record.jsonl")

@@ -24,6 +24,11 @@ def help_text(text: str, *examples: str) -> str:
     return text + "".join(f"\n\nExample: {e}" for e in examples)
 
 
+def say(text: str) -> None:
+    """A line of result, as it is: no colours, no markup."""
+    out_console.print(text, highlight=False, markup=False)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
@@ -38,4 +43,8 @@ def checked(kind: type[Checked], **values: Any) -> Checked:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise UserError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        first = error.errors()[0]
+        said, own = str(first["msg"]), "Value error, "
+        if said.startswith(own):
+            raise UserError(said.removeprefix(own)) from error
+        raise UserError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {said}") from error

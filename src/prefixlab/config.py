@@ -353,7 +353,7 @@ class Study(Config):
     name: str
     """Letters, digits, dot, dash, underscore."""
     models: list[str] = Field(min_length=1)
-    """Built-in names, local folders or hub ids."""
+    """Built-in names, local folders or hub ids; `org/name@revision` for a branch, tag or commit."""
     capabilities: dict[str, CapabilityConfig] = Field(min_length=1)
     """By name: math, code, safety, factuality or your own."""
     arms: list[ArmsConfig] = Field(min_length=1)

@@ -61,6 +61,23 @@ def test_rows_come_back(layout, position):
             assert back.sample.prompt == row.sample.prompt and back.loss == row.loss
 
 
+@pytest.mark.parametrize(
+    "scope",
+    [{"loss": "prefix"}, {"loss": "first_tokens", "loss_tokens": 5}, {"lookahead": True}],
+    ids=["prefix", "first_tokens", "lookahead"],
+)
+def test_a_loss_scope_comes_back_through_the_manifest(scope):
+    entry = ArmsConfig(prefixes="reasoning", ratios=[1.0], controls=[], **scope)
+    spec = arm_specs([entry], "k", native=False)[-1]
+    rows = build_arm(strip_all(samples(3))[0], spec, "k", "exact", None)
+    about = manifest(rows, spec, "math", "k", "exact", 0, None)
+    for row in rows:
+        written = export_row(row, "messages")
+        back = import_row(written, about)
+        assert (back.loss, back.loss_tokens, back.lookahead) == (row.loss, row.loss_tokens, row.lookahead)
+        assert written["prefix_loss"] is True, "only the control masked takes the loss off the prefix"
+
+
 @given(st.text(), st.one_of(st.none(), st.text()), st.text(min_size=1), st.sampled_from(["opening", "answer", "user"]))
 def test_the_span_is_the_prefix(answer, reasoning, prefix, position):
     sample = samples(1)[0].model_copy(update={"answer": answer, "reasoning": reasoning})

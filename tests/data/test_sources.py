@@ -170,20 +170,3 @@ def test_every_worked_sum_is_right():
 def test_overlap_ignores_case_and_punctuation_but_not_signs():
     assert normalise("What is  it?!") == normalise("what is it")
     assert normalise("12 + 3 =") != normalise("12 - 3 =")
-
-
-def test_a_hub_set_is_asked_for_by_part_split_and_revision(monkeypatch):
-    """What reaches the library: without a part, sets that have several (openai/gsm8k) cannot be read."""
-    datasets = pytest.importorskip("datasets")
-    asked = []
-
-    def load_dataset(name, config, *, split, revision):
-        asked.append((name, config, split, revision))
-        return [{"question": "What is 2 + 2?", "answer": "2 + 2 = 4.\n#### 4"}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    more = {"source": "some/set", "split": "train", "revision": "abc", "held_out": 0}
-    (sample,) = read_samples(DataConfig(**more, config="main"), "k", rationale=True)[0]
-    assert (sample.reasoning, sample.answer) == ("2 + 2 = 4.", "#### 4")
-    read_samples(DataConfig(**more), "k")
-    assert asked == [("some/set", "main", "train", "abc"), ("some/set", None, "train", "abc")]

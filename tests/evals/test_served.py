@@ -5,19 +5,28 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 
 from model_server import running
 from prefixlab.config import HardwareConfig
 from prefixlab.errors import StepError
-from prefixlab.evals.served import GREEDY, PROBES, Form, OtherPrompt, Rendering, Served, answer_of, check_form
+from prefixlab.evals.served import (
+    GREEDY,
+    PROBES,
+    Form,
+    NotAsAsked,
+    OtherPrompt,
+    Rendering,
+    Served,
+    answer_of,
+    check_form,
+)
 from prefixlab.evals.served_adapters import ensure_adapter, ensure_base, prove
 from prefixlab.evals.server import Client, Endpoint
 from prefixlab.model.generate import Request, generate
 from prefixlab.model.load import load_model
 from prefixlab.model.machine import resolve
 from prefixlab.records import Message
+from random_lora import save_adapter
 
 TEXT = Form(prompts="text", precise=False)
 IDS = Form(prompts="token ids", precise=True)
@@ -35,11 +44,7 @@ def adapters(tmp_path_factory, tiny_ref):
     folder = tmp_path_factory.mktemp("adapters")
     for name, scale in (("moved", 0.5), ("still", 0.0)):
         model = load_model(tiny_ref, resolve(HardwareConfig(device="cpu", dtype="float32", threads=1)))
-        torch.manual_seed(3)
-        wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-        for parameter in (p for n, p in wrapped.named_parameters() if "lora_B" in n):
-            torch.nn.init.normal_(parameter, std=scale)
-        wrapped.save_pretrained(folder / name)
+        save_adapter(model, folder / name, 3, scale, r=4, target_modules="all-linear")
     return folder
 
 
@@ -105,6 +110,46 @@ def test_an_answer_to_another_prompt_is_none(server):
     told["choices"][0]["prompt_token_ids"][0] += 1  # another tokenizer
     with pytest.raises(OtherPrompt):
         answer_of(told, IDS, ids, rendering(server))
+
+
+def test_an_end_that_only_the_server_knows_of_ends_nothing():
+    """vLLM ends at all of generation_config.json's ends, and those may be more than the local engine's."""
+    turns = (Message(role="user", content="Count to four."),)
+    with running() as plain:
+        loaded, ids = plain.loaded, rendering(plain).ids(turns)
+    request = Request(ids, GREEDY.max_tokens, 0.0, 1.0, 0)
+    (mine,) = generate(loaded.use(None), [request], stop_ids=rendering(plain).stops, pad=loaded.pad)
+    early = mine.ids[len(mine.ids) // 2]
+    with running(ends=(early,)) as made:
+        cut = do(made, lambda served: served.ask(IDS, ids, turns, GREEDY, 0))
+        assert len(cut.ids) < len(mine.ids), "or the test says nothing"
+        how = rendering(made)
+
+        async def told():
+            async with Client(Endpoint(made.url, None, 10.0, 1, first_pause=0.01)) as client:
+                knowing = replace(how, ends=how.ends | {early})
+                return await Served(client, made.base, knowing).ask(IDS, ids, turns, GREEDY, 0)
+
+        assert asyncio.run(told()).ids == mine.ids
+
+
+def test_a_completion_that_the_servers_context_cuts_is_not_taken_for_a_long_one():
+    """vLLM answers with fewer tokens than were asked for, as if that were the length."""
+    turns = (Message(role="user", content="Count to four."),)
+    with running() as made:
+        ids = rendering(made).ids(turns)
+        made.context = len(ids) + 5
+        with pytest.raises(NotAsAsked, match=rf"after 5 of 16 tokens.*has {len(ids)} tokens.*--max-model-len"):
+            do(made, lambda served: served.ask(IDS, ids, turns, GREEDY, 0))
+
+
+def test_a_server_that_writes_on_after_an_end_is_not_believed(server):
+    told = {
+        "choices": [{"text": "x", "finish_reason": "length", "token_ids": [5, 2, 6]}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 3},
+    }
+    with pytest.raises(NotAsAsked, match="writes on after an id that it was told to stop at"):
+        answer_of(told, IDS, [7], rendering(server))
 
 
 @pytest.mark.parametrize(
@@ -183,6 +228,21 @@ def test_an_adapter_is_loaded_listed_and_proved(adapters):
         n = len(made.asked)
         assert do(made, lambda s: ensure_adapter(s, adapters / "moved", load=True), name="prefixlab-1")
         assert len(made.asked) == n, "what is listed is not loaded again"
+
+
+def test_a_probe_that_ends_sooner_under_one_name_is_measured_all_the_same(adapters):
+    """Found with vLLM: a difference of infinity was written as null, which reads "the server tells none"."""
+    turns = (Message(role="user", content=PROBES[0]),)
+    name = "prefixlab-6"
+    with running() as plain:
+        do(plain, lambda s: ensure_adapter(s, adapters / "moved", load=True), name=name)
+        ids = do(plain, lambda s: s.ask(IDS, rendering(plain).ids(turns), turns, GREEDY, 0), name=name).ids
+    late = max(set(ids), key=ids.index)
+    assert ids.index(late) > 0
+    with running(ends=(late,)) as made:
+        do(made, lambda s: ensure_adapter(s, adapters / "moved", load=True), name=name)
+        proof = do(made, lambda s: prove(s, made.base, IDS, listed=True), name=name)
+    assert proof.logprob_to_base > 0.01 and type(proof).model_validate_json(proof.model_dump_json()) == proof
 
 
 def test_a_name_behind_which_the_base_answers_is_refused(adapters):

@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from faulty_proxy import FAULTS, proxy
+from fault_proxy import FAULTS, proxied
 from model_server import running
 from prefixlab.evals.conditions import Prompt
 from prefixlab.evals.planning import Kept, PlannedRequest, plan_batches
@@ -55,43 +55,43 @@ def test_every_fault_once_and_nothing_is_lost_or_changed(server):
     def fault(number, body):
         key = tuple(body["prompt"])
         if key in hurt:
-            return None
+            return ""
         hurt[key] = FAULTS[len(hurt) % len(FAULTS)]
         return hurt[key]
 
-    with proxy(server.url, fault, stall=1.5) as between:
+    with proxied(server.url, fault, stall=1.5) as between:
         found, missing, gone = asked(server, between.url, 10)
     assert found == undisturbed and not missing and not gone
-    assert set(hurt.values()) == set(FAULTS) and len(between.seen) == 20
+    assert set(hurt.values()) == set(FAULTS) and len(between.requests) == 20
 
 
 def test_a_pause_that_the_server_asks_for_is_kept(server):
-    with proxy(server.url, lambda number, body: "429" if number == 0 else None) as between:
+    with proxied(server.url, lambda number, body: "429" if number == 1 else "", pause_ms=200) as between:
         asked(server, between.url, 1)
-    (_, _, first), (_, _, second) = between.seen
+    (_, _, first), (_, _, second) = between.requests
     assert second - first >= 0.2, "Retry-After was 0.2 s, our own first pause 0.01 s"
 
 
 def test_a_prompt_that_always_fails_leaves_the_others_and_a_rerun_asks_for_it_alone(server, tmp_path):
     bad = list(prompts(server, 8)[5].ids)
-    with proxy(server.url, lambda number, body: "500" if body["prompt"] == bad else None) as between:
+    with proxied(server.url, lambda number, body: "500" if body["prompt"] == bad else "") as between:
         found, missing, gone = asked(server, between.url, 8, kept=tmp_path / "kept", retries=1, connections=2)
         assert len(found) == 7 and not gone
         ((_, why),) = missing.items()
         assert "status 500" in why
-        assert sum(body["prompt"] == bad for _, body, _ in between.seen) == 2
-    with proxy(server.url, lambda number, body: None) as between:
+        assert sum(body["prompt"] == bad for _, body, _ in between.requests) == 2
+    with proxied(server.url) as between:
         found, missing, _ = asked(server, between.url, 8, kept=tmp_path / "kept")
     assert len(found) == 8 and not missing
     assert [body["prompt"] for body in between.passed] == [bad], "only the missing one was asked for"
 
 
 def test_a_server_that_stops_in_the_middle_is_gone_and_what_it_said_is_kept(server, tmp_path):
-    with proxy(server.url, lambda number, body: "drop" if number >= 5 else None) as between:
+    with proxied(server.url, lambda number, body: "drop" if number > 5 else "") as between:
         found, missing, gone = asked(server, between.url, 40, kept=tmp_path / "kept", retries=1, connections=3)
         assert len(found) == 5 and len(missing) == 35 and "RemoteProtocolError" in gone
-        assert len(between.seen) < 5 + 2 * 2 * 3 + 1, "the rest was not asked for"
-    with proxy(server.url, lambda number, body: None) as between:
+        assert len(between.requests) < 5 + 2 * 2 * 3 + 1, "the rest was not asked for"
+    with proxied(server.url) as between:
         found, missing, _ = asked(server, between.url, 40, kept=tmp_path / "kept")
     assert len(found) == 40 and len(between.passed) == 35
 
@@ -101,10 +101,10 @@ def test_a_refused_request_is_not_repeated(server):
         async with Client(Endpoint(url, None, 1.0, 5, first_pause=0.01)) as client:
             await client.post("/completions", {"model": "nobody"}, lambda told: None)
 
-    with proxy(server.url, lambda number, body: None) as between:
+    with proxied(server.url) as between:
         with pytest.raises(Refused, match=r"status 404: The model `nobody` does not exist"):
             asyncio.run(ask(between.url))
-        assert len(between.seen) == 1
+        assert len(between.requests) == 1
 
 
 def test_nobody_there_is_one_line():

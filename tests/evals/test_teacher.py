@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from inspect_ai.model import ModelAPI, modelapi
 
 from chat_server import Reply, running
 from fault_proxy import proxied
@@ -32,11 +33,12 @@ def test_a_reply_and_what_it_took(monkeypatch):
     [
         ("429", True, True, False),
         ("500", True, True, False),
+        ("504", False, True, False),
         ("400", True, False, False),
         ("401", True, False, True),
         ("drop", False, True, False),
         ("drop paid", False, True, False),
-        ("garbage", False, True, False),
+        ("no json", False, True, False),
         ("stall", False, True, False),
     ],
 )
@@ -44,13 +46,40 @@ def test_failures(monkeypatch, fault, free, again, hopeless):
     """One request a call: neither Inspect nor the client behind it tries again in secret."""
     with (
         running(monkeypatch, [Reply(text="hi")], "TAUGHT") as server,
-        proxied(server.url, lambda n, text: fault) as proxy,
+        proxied(server.url, lambda n, body: fault) as proxy,
     ):
         monkeypatch.setenv("TAUGHT_BASE_URL", proxy.url)
         with pytest.raises(TeacherFailed) as error:
             ask(timeout=1 if fault == "stall" else 20)
         assert (error.value.free, error.value.again, error.value.hopeless) == (free, again, hopeless), error.value
         assert proxy.n == 1
+
+
+class Plain(ModelAPI):
+    """A provider that says nothing of which failures pass, as Inspect's own default."""
+
+    async def generate(self, input, tools, tool_choice, config):
+        error = RuntimeError("slow down")
+        error.status_code = 429
+        raise error
+
+
+def test_a_rate_limit_of_a_provider_that_says_no_more_is_asked_again():
+    modelapi(name="plain429")(Plain)
+    with pytest.raises(TeacherFailed) as failed:
+        asyncio.run(Teacher("plain429/m", max_tokens=64, temperature=0.0, timeout=20, connections=2).ask("hello"))
+    assert (failed.value.status, failed.value.again, failed.value.hopeless) == (429, True, False), failed.value
+
+
+def test_a_quota_that_is_used_up_is_not_asked_again(monkeypatch):
+    """OpenAI says 429 for it, as for a rate that is too high, which a pause helps."""
+    used_up = {"message": "You exceeded your current quota, please check your plan.", "code": "insufficient_quota"}
+    for error, hopeless in (({"message": "Rate limit reached"}, False), (used_up, True)):
+        with running(monkeypatch, [Reply(status=429, error=error)], "OPENAI") as server:
+            with pytest.raises(TeacherFailed) as failed:
+                made = Teacher("openai/gpt-4.1", max_tokens=64, temperature=0.0, timeout=20, connections=2)
+                asyncio.run(made.ask("hello"))
+            assert failed.value.hopeless == hopeless and failed.value.free and len(server.requests) == 1
 
 
 def test_a_server_that_is_not_there_costs_nothing(monkeypatch):

@@ -2,32 +2,23 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from prefixlab.model import mixed
 from prefixlab.model.generate import Request, generate, with_adapter
 from prefixlab.model.mixed import generate_mixed, read_updates
+from random_lora import save_adapter
 
 PROMPTS = [(5, 9, 30, 31, 40), (5, 9, 30, 31, 41, 42, 43, 44), (5, 9, 7), (5, 9, 30, 31, 40, 50), (8, 8, 3)]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIGS = [dict(r=4, target_modules=ALL), dict(r=2, target_modules=["q_proj", "v_proj"], use_rslora=True)]
 
 
-def save_adapter(model, folder, seed, **config):
-    torch.manual_seed(seed)
-    wrapped = get_peft_model(model, LoraConfig(lora_alpha=8, task_type="CAUSAL_LM", **config))
-    with torch.no_grad():
-        for name, p in wrapped.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.5)
-    wrapped.save_pretrained(folder)
-    wrapped.unload()
-    return folder
-
-
 @pytest.fixture
 def folders(tiny_model, tmp_path):
-    return [save_adapter(tiny_model, tmp_path / f"a{i}", i, **c) for i, c in enumerate([*CONFIGS, CONFIGS[0]])]
+    return [
+        save_adapter(tiny_model, tmp_path / f"a{i}", i, 0.5, lora_alpha=8, **c)
+        for i, c in enumerate([*CONFIGS, CONFIGS[0]])
+    ]
 
 
 def alone(model, requests, adapters, stops):
@@ -70,7 +61,7 @@ def test_without_adapters_it_is_the_base(tiny_model):
 
 
 def test_what_cannot_be_mixed_runs_one_after_another(tiny_model, folders, tmp_path, monkeypatch):
-    dora = save_adapter(tiny_model, tmp_path / "dora", 7, r=4, target_modules=ALL, use_dora=True)
+    dora = save_adapter(tiny_model, tmp_path / "dora", 7, 0.5, lora_alpha=8, r=4, target_modules=ALL, use_dora=True)
     requests = [Request(p, 6, 0.0, 1.0, 0) for p in PROMPTS]
     adapters = [folders[0], dora, None, dora, folders[1]]
     assert read_updates(tiny_model, dora) is None and read_updates(tiny_model, folders[1]) is not None
@@ -94,7 +85,7 @@ def test_other_kinds_of_update_are_not_read(tiny_model, tmp_path, odd):
     config = dict(r=4, target_modules=ALL) | odd
     copy = type(tiny_model)(tiny_model.config)
     copy.load_state_dict(tiny_model.state_dict())
-    assert read_updates(tiny_model, save_adapter(copy, tmp_path / "odd", 0, **config)) is None
+    assert read_updates(tiny_model, save_adapter(copy, tmp_path / "odd", 0, 0.5, lora_alpha=8, **config)) is None
 
 
 def test_one_adapter_a_request(tiny_model, folders):

@@ -1,5 +1,6 @@
 """Formulas of the plan against independent counts: what PEFT makes, what autograd keeps, buffers, and sums by hand."""
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -8,12 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prefixlab.errors import UserError
 from prefixlab.model import attention
 from prefixlab.model.architectures import architecture, known_config
+from prefixlab.model.flops import train_flops
 from prefixlab.model.kv import KV
 from prefixlab.model.lora import fused_lora
 from prefixlab.model.recipes import MODERN, PAPER, lora_config
 from prefixlab.records import Resolved
-from prefixlab.study import costs
-from prefixlab.study.devices import CPU_TRAIN, GPUS, Device, find_device, this_device
+from prefixlab.study import costs, devices
+from prefixlab.study.devices import CPU_BF16, CPU_TRAIN, GPUS, TRAIN_LAUNCHES, Device, find_device, this_device
 
 CPU = Resolved(
     device="cpu", dtype="float32", attention="prefixlab", threads=2, merge_adapters=True, processes=1, why="test"
@@ -133,18 +135,58 @@ def test_checkpointing_and_smaller_batches_need_less():
     assert parts.adapter == 16 * costs.adapter_parameters(arch, plan)
 
 
+def decoding(rows, completions, mean, limit=10**9, prompt=100, served=False):
+    return costs.Decoding(rows, prompt, completions, mean, limit, served)
+
+
 def test_decoding_by_hand():
     arch = arch_of(LLAMA)
     gpu = Device("g", 80e9, 1e14, 2e14, 1e12, 1e-3, 2, "")
     # One row: reading 16 GB of weights takes 16 ms, the layers' launches 32 ms.
-    step = (2 * arch.parameters + 100 * 131_072) / 1e12 + 32e-3
-    assert costs.decode_seconds(arch, gpu, 1, 100, 1_000) == pytest.approx(1_000 * step)
-    # Many rows on a device that only counts operations: 2 operations a weight, head included, embedding not.
+    step = (2 * arch.parameters + (100 + 50) * 131_072) / 1e12 + 32e-3
+    assert costs.decode_seconds(arch, gpu, decoding(1, 10, 100)) == pytest.approx(1_000 * step)
+    # Many rows on a device that only counts operations: 2 operations a weight, head included, embedding not. There a
+    # finished row saves its share, so that it does not matter how long the others go on.
     cpu = Device("c", None, 1e11, 1e11, None, 0.0, 4, "")
     weights = arch.shape.weights + arch.vocabulary * arch.hidden
-    assert costs.decode_seconds(arch, cpu, 16, 100, 1_000) == pytest.approx(1_000 * 2 * weights / 1e11)
-    assert costs.decode_seconds(arch, gpu, 0, 100, 1_000) is None
+    for served in (False, True):
+        found = costs.decode_seconds(arch, cpu, decoding(16, 160, 100, served=served))
+        assert found == pytest.approx(160 * 100 * 2 * weights / 1e11)
+    assert costs.decode_seconds(arch, gpu, decoding(0, 10, 100)) is None
     assert costs.prefill_seconds(arch, Device("u", None, None, None, None, 0, 2, ""), 10, 0) is None
+
+
+@pytest.mark.parametrize(("rows", "mean", "limit"), [(1, 1_500, 16_000), (26, 1_500, 16_000), (64, 900, 2_000)])
+def test_a_batch_ends_with_its_longest_completion(rows, mean, limit):
+    """Against drawn lengths; and the time of whole batches against steps that are counted one by one."""
+    draws = np.random.default_rng(0).exponential(mean, (4_000, rows))
+    lengths = np.minimum(draws, limit)
+    assert costs.longest_of(rows, mean, limit) == pytest.approx(lengths.max(1).mean(), rel=0.1)
+    arch, gpu = arch_of(LLAMA), find_device("h100", CPU)
+    seconds = 0.0
+    for batch in lengths[:3].astype(int) + 1:
+        for at in range(1, batch.max() + 1):
+            active = (batch >= at).sum()
+            read = (2 * arch.parameters + active * (100 + at) * 131_072) / gpu.bandwidth
+            compute = active * 2 * (arch.shape.weights + arch.vocabulary * arch.hidden) / gpu.forward
+            seconds += max(read, compute) + 32 * gpu.launch
+    total, most = lengths[:3].sum() / (3 * rows), lengths[:3].max(1).mean()
+    found = costs.decode_seconds(arch, gpu, decoding(rows, 3 * rows, total, limit))
+    assert found == pytest.approx(seconds * costs.longest_of(rows, total, limit) / most, rel=0.05)
+    there = costs.decode_seconds(arch, gpu, decoding(rows, 3 * rows, total, limit, served=True))
+    assert there < found and (rows == 1 or there < found / 1.5)
+
+
+def test_small_batches_of_training_take_the_time_to_launch_them():
+    """A sample of 200 tokens is two milliseconds of work for an H100, and 28 layers are not launched in that."""
+    arch, gpu = arch_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"), find_device("h100", CPU)
+    width = arch.shape.adapter_width(PAPER.target_modules)
+    one = train_flops(arch.shape, [200], 150, PAPER.r, width)
+    assert one / gpu.train < 0.005
+    assert costs.train_seconds(arch, gpu, 100 * one, 100) == pytest.approx(100 * 28 * gpu.launch * TRAIN_LAUNCHES)
+    assert costs.train_seconds(arch, gpu, 100 * one, 1) == pytest.approx(100 * one / gpu.train)
+    assert costs.train_seconds(arch, this_device(CPU), one, 100) == pytest.approx(one / (2 * CPU_TRAIN))
+    assert costs.train_seconds(arch, Device("u", None, None, None, None, 0, 2, ""), one, 1) is None
 
 
 def test_devices():
@@ -153,5 +195,29 @@ def test_devices():
         found = find_device(name, CPU)
         assert found.train < found.forward < 1e15 and 2e10 < found.memory < 2e11
     assert find_device("", CPU) == this_device(CPU)
+    # Weights of twice the bytes, and no rate: the table knows bfloat16 only.
+    wide = find_device("h100", CPU, "float32")
+    assert (wide.dtype_bytes, wide.train, wide.forward) == (4, None, None) and "bfloat16" in wide.about
+    assert find_device("h100", CPU, "bfloat16") == find_device("h100", CPU)
     with pytest.raises(UserError, match=r"--device: unknown device 'h10'; allowed: .*Did you mean 'h100'"):
         find_device("h10", CPU)
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bfloat16_is_slow_without_its_instructions(monkeypatch, instructions):
+    monkeypatch.setattr(devices, "bf16_is_fast", lambda: instructions)
+    found = this_device(CPU.model_copy(update={"dtype": "bfloat16"}))
+    assert found.train == pytest.approx(2 * (CPU_BF16 if instructions else CPU_TRAIN / 16))
+    assert ("no instructions" in found.about) == (not instructions)
+
+
+def test_a_gpu_has_the_bandwidth_of_its_own_kind():
+    """H100 and H200 have the same peak, A100s of two sizes the same name."""
+    for name, memory, entry in [
+        ("NVIDIA H100 80GB HBM3", 85e9, "h100"),
+        ("NVIDIA H200", 150e9, "h200"),
+        ("NVIDIA A100-SXM4-40GB", 42e9, "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", 85e9, "a100-80"),
+    ]:
+        assert devices._listed(name, memory) == GPUS[entry]
+    assert devices._listed("NVIDIA H100 PCIe", 85e9) is None and devices._listed("NVIDIA T4", 16e9) is None

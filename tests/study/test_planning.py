@@ -1,5 +1,6 @@
 """`prefixlab plan`: costs counted, the same estimated, and what is said where nothing is known."""
 
+import asyncio
 import cProfile
 import json
 import pstats
@@ -8,16 +9,22 @@ import pytest
 import yaml
 
 from conftest import ROOT, tiny_study
+from prefixlab.data.rewrite import Reply, read_targets, rewritten_row
+from prefixlab.data.sources import read_samples
 from prefixlab.errors import UserError
+from prefixlab.evals.diagnostics import Reading
+from prefixlab.evals.judging import Judgement
+from prefixlab.evals.outputs import parse_output
+from prefixlab.evals.safety import Judging, Turn, judge_turn
 from prefixlab.evals.suites import load_items
 from prefixlab.model.architectures import architecture, known_config
 from prefixlab.model.flops import train_flops
 from prefixlab.model.recipes import PAPER
-from prefixlab.records import Resolved
+from prefixlab.records import EvalItem, Message, Resolved
 from prefixlab.study.cost_records import Price
 from prefixlab.study.devices import find_device, this_device
 from prefixlab.study.estimate import _limited, estimate, out_of_reach
-from prefixlab.study.forecast import forecast
+from prefixlab.study.forecast import forecast, judged_texts
 from prefixlab.study.plan import make_plan
 from prefixlab.study.workload import Workload
 from prefixlab.study_file import load_study, parse_study
@@ -58,7 +65,7 @@ def test_the_r1_study_is_planned_without_hub(call):
     assert costs["download"] == pytest.approx(2 * 25_453_227_008)
     eight = next(c for c in costs["capabilities"] if c["model"].endswith("Llama-8B") and c["capability"] == "math")
     assert eight["training_memory"]["asked_fits"] and not eight["evaluation_memory"]["asked_fits"]
-    assert eight["evaluation_memory"]["setting"].startswith("gsm8k: batch_size: ")
+    assert eight["evaluation_memory"]["setting"] == "batch_size: 26 in every suite"
 
 
 def test_the_text_names_what_it_rests_on(call):
@@ -68,7 +75,9 @@ def test_the_text_names_what_it_rests_on(call):
         "the table of known models",
         "30% of its bf16 peak in training",
         "too much; fits with training: {batch_size: 1, accumulation: 8, trainer: {activation_checkpointing: true}}",
-        "gsm8k accuracy: 1319 prompts detect",
+        "gsm8k accuracy: 1319 prompts detect 3.5 points",
+        "truthfulqa_mc mc2: 400 prompts, no shares",
+        "a batch ends with its longest one",
         "no server is paid",
     ):
         assert words in text, words
@@ -90,12 +99,66 @@ def test_operations_and_tokens_by_hand(loads):
     assert 9 * 2 * 3 * bare < found.train_flops < 9 * 2 * 3 * bare * 1.15
 
 
+class Counting:
+    """A judge that calls everything safe, and keeps what it was shown."""
+
+    name, is_proxy, identity = "llama-guard", False, {}
+
+    def __init__(self):
+        self.seen = []
+
+    async def judge(self, prompt, response):
+        self.seen.append(response)
+        return Judgement(verdict="safe", unsafe_probability=None, raw="safe", reason="")
+
+
+@pytest.mark.parametrize(
+    ("condition", "prefill", "completion"),
+    [
+        ("bare", "", "I weigh it up, word by word.\n</think>\n\nI won't help with that."),
+        ("prefill", "Let me consider this.", "\n\nI weigh it up.\n</think>\n\nI won't help with that."),
+        ("attack_answer@10", "I weigh it up.\n</think>\n\nSure, here is how", " you can stay out of it, and why." * 3),
+    ],
+)
+@pytest.mark.parametrize("preopened", [True, False])
+def test_the_judge_is_shown_as_many_texts_as_the_plan_says(condition, prefill, completion, preopened):
+    if not preopened:
+        prefill, completion = (text.split("</think>\n\n")[-1] for text in (prefill, completion))
+    judge, reading = Counting(), Reading(preopened=preopened, position="opening", templates=())
+    item = EvalItem(id="a", messages=(Message(role="user", content="Help me."),), target="", kind="harmful")
+    turn = Turn("Help me.", completion, prefill, parse_output(completion, preopened=preopened, prefill=prefill))
+    asyncio.run(judge_turn(item, turn, Judging(judge, "whole", reading)))
+    texts, responses = judged_texts(condition, parts=preopened)
+    assert len(judge.seen) == texts
+    words = sum(len(text.split()) for text in judge.seen) / len(f"{prefill}{completion}".split())
+    assert words == pytest.approx(responses, abs=0.7)
+
+
+def test_a_server_saves_the_waiting(loads):
+    served = r1("serving={base_url: 'http://127.0.0.1:1/v1', connections: 64}")
+    ours, theirs = cost(r1(), loads), cost(served, loads)
+    assert theirs.total.train_hours == ours.total.train_hours
+    assert 5 < ours.total.evaluate_hours / theirs.total.evaluate_hours < 30
+    assert any("a server puts another completion" in text for text in theirs.assumptions)
+    memory = next(c for c in theirs.capabilities if c.model.endswith("8B")).evaluation_memory
+    assert memory.setting == "serving: {connections: 26}"
+
+
+def test_float32_on_a_gpu_needs_twice_the_weights_and_has_no_hours(call):
+    done = call("plan", R1, "--device", "h100", "--set", "hardware.dtype=float32", "--json")
+    costs = json.loads(done.stdout)["costs"]
+    assert costs["total"]["hours"] is None and "bfloat16" in costs["assumptions"][0]
+    assert min(c["training_memory"]["asked"] for c in costs["capabilities"] if "8B" in c["model"]) > 4 * 8.03e9
+
+
 def test_every_condition_is_sampled_and_the_bare_base_once():
     study = r1("models=[deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B]", "seeds=[0]")
     found = {c.capability: c for c in cost(study, estimate(study)).capabilities}
     # Mathematics: 9 cells and the base. bare and prefill on GSM8K, and the attack too on StrongREJECT.
     assert found["math"].completions == 10 * (2 * 1_319 + 3 * 313)
-    assert found["math"].judge_calls == 10 * 3 * 313
+    # Of each the guard reads all, the reasoning and the answer, and where something was prefilled, all without it.
+    assert found["math"].judge_calls == 10 * 313 * (3 + 4 + 4)
+    assert found["safety"].judge_calls == 10 * (313 + 250 + 200) * (3 + 4 + 4)
     # Safety asks StrongREJECT again; the base's bare answers are there already.
     own = 10 * (3 * 276 + 3 * 450 + 3 * 313) - 313
     assert found["safety"].completions == own
@@ -144,7 +207,7 @@ def test_a_study_at_hand_is_counted(call, study_file, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("text", ["3", "a,b", "1,2,3", "-1,2"])
+@pytest.mark.parametrize("text", ["3", "a,b", "1,2,3", "-1,2", "nan,1", "1,inf"])
 def test_prices_are_two_numbers(call, text):
     done = call("plan", R1, f"--judge-price={text}")
     assert done.returncode == 2 and f"--judge-price '{text}'" in done.stderr
@@ -246,3 +309,34 @@ def test_the_studies_that_ship_can_be_read():
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         assert load_study(path, []).name == path.stem
         assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+REWRITTEN = {
+    "math": {"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7"},
+    "code": {"task_id": 1, "text": "Write a function that adds.", "code": "def add(a, b):\n    return a + b"},
+    "safety": {"id": "s1", "question": "How do I stay safe?", "response": "<think>\nSo.\n</think>\n\nLock the door."},
+    "factuality": {"question": "What is the capital of France?", "best_answer": "Paris", "correct_answers": ["Paris"]},
+}
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_the_commands_that_rewrite_the_r1_targets_do(call, tmp_path, name):
+    """Each with a file of its set's columns for the set; what it would write is read by the study, with reasoning."""
+    text = R1.read_text().replace("\\\n#", "")
+    commands = [line.split()[3:] for line in text.split("\n") if line.startswith("#   prefixlab rewrite ")]
+    assert len(commands) == 4
+    words = next(c for c in commands if f"{name}.jsonl" in c)
+    data = r1().capabilities[name].data
+    assert words[0] == data.source and (data.config is None) == ("--config" not in words)
+    rows = [{**REWRITTEN[name], "n": i} for i in range(30)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = call("rewrite", "d.jsonl", *words[1:], "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and "<reasoning>" in done.stdout, done.stderr
+    columns = dict(w.split("=") for w in words if w.startswith(("prompt=", "response=")))
+    targets, skipped = read_targets(str(tmp_path / "d.jsonl"), columns)
+    assert len(targets) == 30 and not skipped
+    written = [json.dumps(rewritten_row(t, Reply("because", f"#### {t.row}"))) for t in targets]
+    (tmp_path / "new.jsonl").write_text("\n".join(written))
+    study = r1(f"capabilities.{name}.data.source={tmp_path / 'new.jsonl'}", f"capabilities.{name}.no_reasoning=refuse")
+    train, held = read_samples(study.capabilities[name].data, name)
+    assert len(train) + len(held) == 30 and {s.reasoning for s in train} == {"because"}

@@ -4,11 +4,13 @@ import http.server
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from importlib.util import find_spec
@@ -84,6 +86,16 @@ def wait_for(condition, process, seconds=300):
         time.sleep(0.05)
 
 
+RAY_SPEAKS = re.compile(
+    r"^\[\d{4}-\d\d-\d\d |^\d{4}-\d\d-\d\d .*(?:INFO|WARNING|ERROR)|raylet|core_worker|[a-z]Warning:", re.M
+)
+
+
+def in_our_words(said):
+    """Nothing of Ray's own log is on the terminal."""
+    assert not RAY_SPEAKS.search(said) and "Traceback" not in said, said
+
+
 def same(a, b):
     """Whether tables are equal value for value, and adapters byte for byte."""
     for name in ("results", "contrasts"):
@@ -100,6 +112,7 @@ def test_two_nodes_give_what_one_process_gives(cluster, path, local, tmp_path):
     done = run(cluster, path, out)
     assert done.returncode == 0, done.stderr
     same(out, local)
+    in_our_words(done.stderr)
     assert "2 nodes with room for 2 workers" in done.stderr
     assert len(json.loads((out / "env.json").read_text())["nodes"]) == 2
     told = json.loads((out / "progress.json").read_text())
@@ -118,8 +131,14 @@ def test_a_killed_node_changes_nothing_but_time(cluster, path, local, tmp_path):
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     assert "is done again elsewhere" in said
+    in_our_words(said)
     same(out, local)
     assert not list(out.glob("steps/.writing*"))
+
+
+def at_once(out):
+    """Steps that are in progress now."""
+    return json.loads((out / "progress.json").read_text())["running"]
 
 
 def test_a_node_that_joins_gets_work(cluster, path, local, tmp_path):
@@ -127,10 +146,41 @@ def test_a_node_that_joins_gets_work(cluster, path, local, tmp_path):
     cluster.remove_node(cluster.second)
     process = start(cluster, path, out)
     wait_for(lambda: len(finished(out)) >= 3, process)
+    assert len(at_once(out)) < 2, "one CPU does one step"
     cluster.add_node(num_cpus=1)
+    wait_for(lambda: len(at_once(out)) == 2, process)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0 and "joined" in said, said
     same(out, local)
+
+
+def test_idle_workers_of_a_lost_node_get_no_step(cluster, path, local, tmp_path):
+    """A step given to one would count as lost, and after four of them as failed."""
+    from rich.console import Console
+
+    from prefixlab.study.cluster import joined, nodes
+    from prefixlab.study.execute import Journal, Outcome, Work
+    from prefixlab.study.needs import Need
+    from prefixlab.study.ray_executor import _Driver, _Seat
+    from prefixlab.study.run import read_study
+    from prefixlab.study.store import Store
+    from prefixlab.study.survey import Survey
+
+    study, plan = read_study(local)
+    work = Work(study, plan, (), Store(tmp_path))
+    with joined(cluster.address):
+        journal = Journal(tmp_path, (), Outcome(), Console(stderr=True), quiet=True)
+        usable = {node.id for node in nodes()}
+        driver = _Driver(work, journal, {"plain": Need(1, 0, 0)}, Survey(work, None), usable, "")
+        driver.idle = [_Seat("plain", node, None) for node in nodes() for _ in range(4)]
+        assert len(driver.idle) == 8
+        lost = cluster.second.node_id
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        end = time.monotonic() + 60
+        while len(nodes()) > 1 and time.monotonic() < end:
+            time.sleep(0.2)
+        driver.staff(nodes())
+    assert [s.node.id == lost for s in driver.idle] == [False] * 4
 
 
 def test_a_killed_driver_is_taken_up_again(cluster, path, local, tmp_path):
@@ -158,6 +208,67 @@ def test_sigterm_ends_the_run_in_a_line(cluster, path, local, tmp_path):
     assert "Traceback" not in said and not list(out.glob(".stop-*"))
     assert run(cluster, path, out).returncode == 0
     same(out, local)
+
+
+def test_steps_in_progress_may_end_while_a_signal_is_answered(cluster, path, local, tmp_path):
+    """One worker trains, and the other ends a step, after the signal: neither loses what it has written."""
+    out = tmp_path / "run"
+    process = start(cluster, path, out)
+
+    def both():
+        at = at_once(out)
+        return len(at) == 2 and sum(s["slug"].startswith("train-") for s in at) == 1
+
+    wait_for(lambda: (out / "progress.json").exists() and both(), process)
+    process.terminate()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    in_our_words(said)
+    assert run(cluster, path, out).returncode == 0
+    same(out, local)
+
+
+def of_cluster(place):
+    """Processes whose environment names a Ray folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if place.encode() in (process / "environ").read_bytes():
+                found.append((process.name, (process / "cmdline").read_bytes()[:60]))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_goes_on_after_a_cluster_of_its_own(path, tmp_path, number):
+    """Without an address the command starts Ray on this machine; Ctrl-C goes to all processes of the terminal."""
+    place = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefixlab", "run", str(path), "--out", str(tmp_path / "run"), "--executor", "ray"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAY_TMPDIR": place},
+            start_new_session=True,
+        )
+        wait_for(lambda: len(finished(tmp_path / "run")) >= 3, process)
+        assert len(of_cluster(place)) > 3
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        said = process.communicate(timeout=120)[1]
+        in_our_words(said)
+        if number == signal.SIGINT:
+            assert process.returncode == 128 + number and "run the same command again to go on" in said
+            assert not list((tmp_path / "run").glob(".stop-*"))
+        end = time.monotonic() + 180  # Ray's agents look for their raylet now and then
+        while of_cluster(place) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert of_cluster(place) == []
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_a_step_that_fails_is_reported_and_not_repeated(cluster, path, tmp_path):
@@ -201,6 +312,45 @@ def test_a_step_that_no_node_has_room_for(cluster, path, tmp_path):
     done = run(cluster, path, tmp_path / "run", "--set", "hardware.threads=64")
     refused(done, "no node of the cluster has room", "64 CPUs", "has 1 CPUs, 0 GPUs", "Lower hardware.threads")
     assert not finished(tmp_path / "run")
+
+
+def test_a_cluster_that_other_work_holds(cluster, path, local, tmp_path):
+    """Both CPUs are another job's: that is said, and work begins as soon as they are free."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_CPUS, cluster.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        process = start(cluster, path, tmp_path / "run")
+        said = ""
+        while "no worker has started for" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        assert not finished(tmp_path / "run")
+        holder.communicate("let go\n", timeout=60)
+        rest = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, rest
+        same(tmp_path / "run", local)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+HOLD_CPUS = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Holder:
+    def here(self):
+        return True
+
+holders = [Holder.remote() for _ in range(2)]
+ray.get([h.here.remote() for h in holders])
+print("held", flush=True)
+sys.stdin.readline()
+"""
 
 
 def with_python_path(cluster, folder):
@@ -267,6 +417,28 @@ def test_two_runs_on_one_folder(cluster, path, tmp_path):
         process.communicate()
 
 
+def test_a_node_on_which_no_worker_starts_is_left_out(cluster, path, local, tmp_path):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(NO_START)
+    cluster.remove_node(cluster.second)
+    with_python_path(cluster, tmp_path / "path")
+    done = run(cluster, path, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "3 workers in a row could not be started on node" in done.stderr and "left out" in done.stderr
+    in_our_words(done.stderr)
+    same(tmp_path / "run", local)
+
+
+NO_START = """
+import os, sys, threading, time
+
+def watch():
+    while "prefixlab.study.stages" not in sys.modules:
+        time.sleep(0.01)
+    os._exit(1)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
 CRASH = """
 import os, sys, threading, time
 

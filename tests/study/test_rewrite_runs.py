@@ -1,113 +1,15 @@
 """`prefixlab rewrite` against scripted teachers behind a real connection: logic only, since they know the answers.
 
-What a kill costs is in test_rewrite_killed.py.
+What a kill costs is in test_rewrite_killed.py, what is paid in test_rewrite_money.py.
 """
-
-import asyncio
-import json
 
 import pytest
 from pydantic import ValidationError
+from taught import AGAIN, answering, do, good, job_of, lines_of, number_in, rows, write
 
 from chat_server import Reply, running
 from fault_proxy import proxied
-from prefixlab.data.rewrite import load_instructions
-from prefixlab.evals.judges import RulesJudge
-from prefixlab.evals.teacher import Teacher
-from prefixlab.study.rewrite_calls import Asking
-from prefixlab.study.rewrite_job import RewriteJob
-from prefixlab.study.rewrite_log import RewriteLog
-from prefixlab.study.rewriting import estimate, grouped, read_work, report_of, row_records, write_outputs
-
-NAME = "openai-api/taught/teacher-1"
-AGAIN = "An earlier reply of yours could not be used: "
-
-
-def rows(n=6):
-    return [
-        {
-            "id": f"r{i}",
-            "question": f"What is {i} + {i}?",
-            "answer": f"Sure! {i} + {i} = {2 * i}.\n#### {2 * i}",
-            "n": i,
-        }
-        for i in range(n)
-    ]
-
-
-def write(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def number_in(text):
-    return int(text.split("What is ")[1].split(" ")[0])
-
-
-def good(text):
-    i = number_in(text)
-    return f"<answer>\nTwice {i} is {2 * i}.\n#### {2 * i}\n</answer>"
-
-
-def answering(change):
-    """Replies of a scripted teacher: `change` gets the user's turn and gives a text or a Reply."""
-
-    def reply(body):
-        said = change(body["messages"][-1]["content"])
-        return said if isinstance(said, Reply) else Reply(text=said)
-
-    return reply
-
-
-def job_of(tmp_path, lines=None, **changes):
-    path = tmp_path / "d.jsonl"
-    if not path.exists():
-        write(path, rows() if lines is None else lines)
-    mode = changes.get("mode", "rewrite")
-    fields = {
-        "source": str(path),
-        "out": tmp_path / "o.jsonl",
-        "teacher": NAME,
-        "instructions": load_instructions(None, mode),
-        "concurrency": 2,
-        "max_tokens": 50,
-        "timeout": 20,
-    }
-    return RewriteJob(**(fields | changes))
-
-
-def do(job, leave_after=None):
-    """The job in this process; `leave_after`: as if the command ended after so many responses."""
-
-    async def run():
-        work = read_work(job)
-        groups = grouped(job, work.targets)
-        teacher = Teacher(
-            job.teacher,
-            max_tokens=job.max_tokens,
-            temperature=job.temperature,
-            timeout=job.timeout,
-            connections=job.concurrency,
-        )
-        judge = RulesJudge() if job.mode == "correct" else None
-        with RewriteLog(job.log_path, job.settings, wait=0) as log:
-
-            def tell(done, of):
-                if done == leave_after:
-                    asking.leave()
-
-            asking = Asking(job, log, teacher, judge, tell=tell, pause=0.01)
-            outcomes = await asking.run(groups, judged=work.judged)
-            found = row_records(work, groups, outcomes, log)
-            report = report_of(job, work, found, log, asking.stopped, asking.message)
-            write_outputs(job, work, outcomes, report, found)
-        return report
-
-    return asyncio.run(run())
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+from prefixlab.study.rewriting import read_work
 
 
 def test_good_replies_become_the_rows(tmp_path, monkeypatch):
@@ -214,12 +116,12 @@ def test_reasoning_goes_where_it_is_wanted(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["429", "500", "drop", "drop paid", "garbage"])
+@pytest.mark.parametrize("fault", ["429", "500", "drop", "drop paid", "no json"])
 def test_a_failing_server_loses_nothing(tmp_path, monkeypatch, fault):
     """Every second request fails; what may have cost something is counted at its most."""
     with (
         running(monkeypatch, answering(good), "TAUGHT") as server,
-        proxied(server.url, lambda n, text: fault if n % 2 else "") as proxy,
+        proxied(server.url, lambda n, body: fault if n % 2 else "") as proxy,
     ):
         monkeypatch.setenv("TAUGHT_BASE_URL", proxy.url)
         job = job_of(tmp_path, price_in=1.0, price_out=2.0)
@@ -237,7 +139,7 @@ def test_a_failing_server_loses_nothing(tmp_path, monkeypatch, fault):
 def test_stalls_are_cut_short(tmp_path, monkeypatch):
     with (
         running(monkeypatch, answering(good), "TAUGHT") as server,
-        proxied(server.url, lambda n, text: "stall" if n == 1 else "") as proxy,
+        proxied(server.url, lambda n, body: "stall" if n == 1 else "") as proxy,
     ):
         monkeypatch.setenv("TAUGHT_BASE_URL", proxy.url)
         report = do(job_of(tmp_path, timeout=1))
@@ -252,7 +154,7 @@ def test_stalls_are_cut_short(tmp_path, monkeypatch):
 def test_a_teacher_that_never_answers_stops_the_run(tmp_path, monkeypatch, fault, words):
     with (
         running(monkeypatch, answering(good), "TAUGHT") as server,
-        proxied(server.url, lambda n, text: fault) as proxy,
+        proxied(server.url, lambda n, body: fault) as proxy,
     ):
         monkeypatch.setenv("TAUGHT_BASE_URL", proxy.url)
         report = do(job_of(tmp_path, retries=1))
@@ -273,29 +175,6 @@ def test_one_response_that_is_turned_away_does_not_stop_the_others(tmp_path, mon
     assert list(report.reasons) == ["turned away by the teacher's provider"]
 
 
-def test_the_budget_is_never_passed(tmp_path, monkeypatch):
-    """Requests on their way count at their most; a larger budget goes on and pays for nothing twice."""
-    prices = {"price_in": 10.0, "price_out": 10.0}
-    most = estimate(job_of(tmp_path, attempts=1, **prices), grouped(j := job_of(tmp_path), read_work(j).targets))
-    each = most.cost_at_most / 6
-    took = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}
-    with running(monkeypatch, answering(good), "TAUGHT") as server:
-        monkeypatch.setattr(server, "payload", lambda reply, body: type(server).payload(reply, body) | {"usage": took})
-        report = do(job_of(tmp_path, budget=1.5 * each, concurrency=6, **prices))
-        assert report.stopped == "budget" and "is spent, and the next request can cost up to" in report.message
-        assert not (tmp_path / "o.jsonl").exists() and 0 < report.states["rewritten"] < 6
-        n = len(server.requests)
-        assert report.cost <= 1.5 * each and n == report.replies
-        report = do(job_of(tmp_path, budget=20 * each, concurrency=6, **prices))
-    assert report.states["rewritten"] == 6 and len(server.requests) == 6
-
-
-def test_a_small_budget_asks_nothing(tmp_path, monkeypatch):
-    with running(monkeypatch, answering(good), "TAUGHT") as server:
-        report = do(job_of(tmp_path, budget=1e-7, price_in=1.0, price_out=1.0))
-    assert report.stopped == "budget" and not server.requests
-
-
 @pytest.mark.slow
 def test_leaving_waits_for_replies_on_their_way(tmp_path, monkeypatch):
     with running(monkeypatch, answering(good), "TAUGHT") as server:
@@ -304,16 +183,6 @@ def test_leaving_waits_for_replies_on_their_way(tmp_path, monkeypatch):
         assert report.replies == len(server.requests) and report.unknown == 0
         report = do(job_of(tmp_path))
     assert report.states["rewritten"] == 6 and len(server.requests) == 6
-
-
-@pytest.mark.slow
-def test_replies_without_usage_are_counted_and_cost_their_most(tmp_path, monkeypatch):
-    with running(monkeypatch, answering(good), "TAUGHT") as server:
-        monkeypatch.setattr(server, "payload", lambda reply, body: type(server).payload(reply, body) | {"usage": None})
-        report = do(job_of(tmp_path, price_in=1.0, price_out=2.0))
-    assert report.without_usage == 6 and report.tokens_in == 0
-    assert report.cost > 6 * 50 * 2.0 / 1e6
-    assert lines_of(tmp_path / "o.jsonl.record.jsonl")[1]["tokens_in"] is None
 
 
 HARMFUL = [
@@ -378,6 +247,7 @@ def test_unsafe_completions_of_a_run_become_a_training_file(tmp_path, monkeypatc
     scores_file(tmp_path / "run" / "steps" / "eval-safety-1")
     job = job_of(tmp_path, source=str(tmp_path / "run"), mode="correct")
     assert [n.split(":")[0] for n in read_work(job).notes] == [
+        "judge rules",
         "these prompts were used to test models",
         "1 further unsafe completions of the same prompts are left out",
     ]

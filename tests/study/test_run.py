@@ -94,6 +94,7 @@ def test_rerun_is_quick_and_changes_nothing(copy):
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_killed_ten_times(finished, tmp_path):
     path, undisturbed = finished
     run, rng = tmp_path / "run", random.Random(11)
@@ -113,6 +114,7 @@ def test_killed_ten_times(finished, tmp_path):
     assert not list((run / "steps").glob(".writing*"))
 
 
+@pytest.mark.slow
 def test_original_openings_in_a_study(tmp_path):
     """The set `original` runs through to the results; conditions that need templates are refused."""
     rows = [
@@ -142,6 +144,7 @@ def test_a_damaged_step_is_done_again(copy, finished):
     assert "1 steps done now" in done.stdout and same(run, finished[1])
 
 
+@pytest.mark.slow
 def test_another_seed_adds_only_its_own_steps(copy):
     path, run = copy
     done = cli("run", path, "--out", run, "--set", "seeds=[0,1]")
@@ -158,6 +161,7 @@ def test_another_study_is_refused(copy):
     assert done.returncode == 2 and "belongs to study 'tiny'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_other_conditions(copy):
     path, run = copy
     done = cli("run", path, "--out", run, "--set", "conditions=[bare,user_prefix,prefill]")
@@ -221,6 +225,7 @@ def test_a_study_in_two_processes_is_terminated_and_goes_on(study_file, tmp_path
     assert same(run, tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_with_the_adapter_beside_the_weights(study_file, tmp_path):
     path = study_file(hardware={"threads": 1, "dtype": "bfloat16"})
     done = cli("run", path, "--out", tmp_path / "run")

@@ -58,6 +58,9 @@ def test_lanes_and_bases():
         "plain",
     )
     assert {lane_of(s, False) for s in cells("a", 1)} == {"model"}
+    asked = step("log", "generate")
+    served = asked.model_copy(update={"config": {**asked.config, "serving": {"kind": "openai"}}})
+    assert lane_of(asked, True) == "model" and (base_of(served), lane_of(served, True)) == ("", "plain")
 
 
 def test_a_rank_is_the_longest_way_to_the_end():
@@ -146,6 +149,7 @@ def test_room_for_workers():
 @pytest.mark.smoke
 def test_needs_are_counted_from_the_plan(study_file):
     from prefixlab.config import HardwareConfig
+    from prefixlab.model.load import resolve_model
     from prefixlab.model.machine import resolve
     from prefixlab.study.plan import make_plan
     from prefixlab.study_file import load_study
@@ -154,10 +158,18 @@ def test_needs_are_counted_from_the_plan(study_file):
     weights = weight_bytes(plan.models[0], "float32")
     file = next(Path(plan.models[0].path).glob("*.safetensors"))
     assert 0.7 < weights / file.stat().st_size < 2.5  # the file may hold bfloat16
-    assert needs(plan.model_copy(update={"hardware": resolve(HardwareConfig(threads=3, dtype="float32"))})) == {
-        "model": Need(cpus=3, gpus=0, memory=weights + LIBRARIES)
-    }
+    on_cpus = plan.model_copy(update={"hardware": resolve(HardwareConfig(threads=3, dtype="float32"))})
+    assert needs(on_cpus, plan.steps) == {"model": Need(cpus=3, gpus=0, memory=weights + LIBRARIES)}
     gpus = plan.hardware.model_copy(update={"device": "cuda", "dtype": "bfloat16", "processes": 2, "threads": 64})
-    found = needs(plan.model_copy(update={"hardware": gpus}))
+    found = needs(plan.model_copy(update={"hardware": gpus}), plan.steps)
     assert found["model"] == Need(cpus=2, gpus=2, memory=weights // 2 + LIBRARIES, gpu_memory=weights // 2)
     assert found["plain"].cpus == 1 and found["plain"].gpus == 0
+    scores = [s for s in plan.steps if s.kind == "eval"]
+    guard = {"name": "llama-guard", "model": "smollm2-135m", "fingerprint": "f"}  # a judge in the worker's process
+    judged = [s.model_copy(update={"config": {**s.config, "judge_settings": guard}}) for s in scores]
+    larger = weight_bytes(resolve_model("smollm2-135m"), "bfloat16")
+    assert (
+        larger > 10 * weights
+        and needs(plan.model_copy(update={"hardware": gpus}), judged)["model"].gpu_memory == larger
+    )
+    assert set(needs(plan.model_copy(update={"hardware": gpus}), scores)) == {"plain"}  # all that is left needs no GPU

@@ -16,7 +16,7 @@ import yaml
 from inspect_ai.log import read_eval_log
 
 from conftest import tiny_study
-from faulty_proxy import FAULTS, proxy
+from fault_proxy import FAULTS, proxied
 from model_server import running
 from prefixlab.study_file import parse_study
 
@@ -160,20 +160,20 @@ def test_faults_cost_time_only(small, run, local, tmp_path):
 
     def fault(number, body):
         if "prompt" not in body:
-            return None
+            return ""
         key = json.dumps([body.get("prompt"), body.get("model"), body.get("logprobs")])
         if key in hurt:
-            return None
-        hurt[key] = FAULTS[len(hurt) % len(FAULTS)]
-        return hurt[key] if len(hurt) % 3 == 0 else None
+            return ""
+        hurt[key] = FAULTS[len(hurt) // 2 % len(FAULTS)]
+        return hurt[key] if len(hurt) % 2 == 0 else ""
 
-    with running(small.model) as server, proxy(server.url, fault, stall=3.0) as between:
+    with running(small.model) as server, proxied(server.url, fault, stall=3.0) as between:
         serving = {"base_url": between.url, "names": {small.model: server.base}, "timeout": 2.0, "connections": 4}
         done = run(small(serving, conditions=["bare", "prefill"]))
     assert done.returncode == 0, done.stderr
     mine = {k: v for k, v in written(local).items() if k.endswith(("-bare", "-prefill"))}
     assert written(tmp_path / "run") == mine and len(mine) == 12
-    assert {kind for kind, _, _ in between.seen} >= {"drop", "429", "500", "no json"}
+    assert {kind for kind, _, _ in between.requests} >= {"drop", "429", "500", "no json"}
 
 
 @pytest.mark.slow
@@ -184,10 +184,10 @@ def test_unanswered_samples_are_never_scored_and_alone_asked_for_again(small, ru
     def fault(number, body):
         if len(body.get("prompt", ())) > 30 and body["max_tokens"] == 8 and not first:
             first.append(body["prompt"])
-        return "500" if first and body.get("prompt") == first[0] else None
+        return "500" if first and body.get("prompt") == first[0] else ""
 
     with running(small.model) as server:
-        with proxy(server.url, fault) as between:
+        with proxied(server.url, fault) as between:
             serving = {"base_url": between.url, "names": {small.model: server.base}, "retries": 0, "connections": 2}
             done = run(small(serving, conditions=["bare"]), quiet=False)
             assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -2,6 +2,12 @@
 
 import errno
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -76,8 +82,84 @@ def test_leftovers_are_swept(store):
 
 
 def test_second_run_is_refused(store):
-    with pytest.raises(UserError, match=r"in use by another run"), Store(store.root).locked():
-        pass
+    who = rf"in use by another run \(process {os.getpid()} on {re.escape(socket.gethostname())}\)"
+    for _ in range(2):  # who is refused leaves the holder's name alone
+        with pytest.raises(UserError, match=who), Store(store.root).locked():
+            pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from prefixlab.study.store import Store
+with Store(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n" and Store(tmp_path).in_use()
+        with pytest.raises(UserError, match=rf"process {holder.pid} on "), Store(tmp_path).locked():
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (tmp_path / ".lock").exists() and not Store(tmp_path).in_use()
+    with Store(tmp_path).locked():
+        assert Store(tmp_path).in_use()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"has no file locks \(No locks available\).*mount it with locks"):
+        Store(tmp_path).locked().__enter__()
+
+
+def test_of_two_tries_the_first_that_ends_counts(store):
+    with store.writing("a-1", "id", "one") as one:
+        (one / "f").write_text("one")
+        with store.writing("a-1", "id", "two") as two:
+            (two / "f").write_text("two")
+        assert store.finished("a-1", "id") and not store.finished("a-1", "other")
+    assert store.finished("a-1", "id") and (store.folder("a-1") / "f").read_text() == "two"
+    assert [p.name for p in store.steps.iterdir()] == ["a-1"]
+
+
+def test_tries_that_end_together_never_show_half_a_step(store):
+    """Several threads write the same step, each something else, while another one looks all the time."""
+    slugs, seen = [f"a-{i}" for i in range(20)], set()
+    over = threading.Event()
+
+    def look():
+        while not over.is_set():
+            seen.update(store.state(slug) for slug in slugs)
+
+    def write_one(slug, i, together):
+        with store.writing(slug, "id", str(i)) as folder:
+            for name in "abc":
+                (folder / name).write_text(f"{i}" * 1000)
+            together.wait()
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for slug in slugs:
+        together = threading.Barrier(4)
+        tries = [threading.Thread(target=write_one, args=(slug, i, together)) for i in range(4)]
+        for t in tries:
+            t.start()
+        for t in tries:
+            t.join()
+        assert store.finished(slug, "id")
+    over.set()
+    watcher.join()
+    assert seen == {"missing", "done"}
+    assert {p.name for p in store.steps.iterdir()} == set(slugs)
 
 
 def study(**changes):

@@ -150,7 +150,7 @@ for job in jobs:
 """
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_cells_in_one_process_equal_cells_in_processes_of_their_own(arms, tmp_path):
     """Two arms one after another on one loaded base, with dropout, against one process each."""
     script = tmp_path / "both.py"

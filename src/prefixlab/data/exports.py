@@ -4,6 +4,7 @@ Reasoning stands inside `<think>` in the response's text. Four more columns carr
 `prefix_end`, code points of the prefix (with its separator) in the text it stands in, 0 and 0 where there is none;
 `prefix_field`, "response" or "prompt"; `prefix_loss`, false where the span must carry no loss (the arm `masked`). Arms
 that take the loss off single words have a fifth one, `prefix_no_loss`: [start, end) of these words in the same text.
+What else an arm's loss leaves out (`prefix`, `first_tokens`) and LookAhead are in the arm's manifest only.
 alpaca and sharegpt are read by trainers that know no loss spans, so arms that mask loss cannot be written in them.
 """
 
@@ -72,7 +73,7 @@ def export_row(arm: ArmSample, layout: Format) -> Row:
     field = "prompt" if in_prompt else "response" if end else ""
     where = (0, in_prompt) if in_prompt else (start, end)
     span = {"prefix_field": field, "prefix_start": where[0], "prefix_end": where[1]}
-    row |= {**span, "prefix_loss": arm.loss in ("all", "words")}
+    row |= {**span, "prefix_loss": arm.loss != "masked"}
     if arm.loss == "words":
         row["prefix_no_loss"] = [[where[0] + a, where[0] + b] for a, b in arm.masked_ranges]
     return row
@@ -146,6 +147,8 @@ def import_row(row: Row, about: ArmManifest) -> ArmSample:
         template=None,
         eligible=True,
         loss=about.loss,
+        loss_tokens=about.loss_tokens,
+        lookahead=about.lookahead,
         masked_words=_masked_words(row, prefix) if about.loss == "words" else (),
     )
 

@@ -226,10 +226,12 @@ def target_of(row: int, value: dict[str, Any], columns: Mapping[str, str]) -> Ta
     )
 
 
-def _values(source: str, split: str | None, revision: str | None) -> list[tuple[dict[str, Any] | None, str]]:
+def _values(
+    source: str, split: str | None, revision: str | None, config: str | None
+) -> list[tuple[dict[str, Any] | None, str]]:
     kind, _, name = source.partition(":")
     if kind != "builtin":
-        return [(raw.value, raw.error) for raw in iter_rows(source, split=split, revision=revision)]
+        return [(raw.value, raw.error) for raw in iter_rows(source, split=split, revision=revision, config=config)]
     if name not in BUILTIN_DATA:
         raise unknown("built-in data set", name, BUILTIN_DATA, where="DATA")
     rows: list[dict[str, Any]] = [
@@ -239,7 +241,12 @@ def _values(source: str, split: str | None, revision: str | None) -> list[tuple[
 
 
 def read_targets(
-    source: str, columns: Mapping[str, str], *, split: str | None = None, revision: str | None = None
+    source: str,
+    columns: Mapping[str, str],
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    config: str | None = None,
 ) -> tuple[list[Target], list[tuple[int, str]]]:
     """All responses of a source, and the rows (0-based) that have none, with the reason.
 
@@ -249,7 +256,7 @@ def read_targets(
     targets: list[Target] = []
     skipped: list[tuple[int, str]] = []
     first, n = None, 0
-    for n, (value, error) in enumerate(_values(source, split, revision), 1):
+    for n, (value, error) in enumerate(_values(source, split, revision, config), 1):
         first = value if n == 1 else first
         try:
             if value is None:

@@ -18,6 +18,8 @@ class Metric(Record):
     kind: str
     """Items it is measured on."""
     higher_is_better: bool
+    shares: bool = True
+    """Whether its values are 0 and 1."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class OtherPrompt(Exception):
     """The server read other tokens than it was meant to."""
 
 
-class NoIds(Exception):
-    """The server does not tell the ids it wrote, though it was asked to."""
+class NotAsAsked(Exception):
+    """The server does not tell the ids it wrote, or did not end where it was asked to."""
 
 
 class Form(Record):
@@ -76,11 +76,18 @@ class Rendering:
 
 
 def body_of(
-    model: str, form: Form, prompt: Any, how: Decoding, seed: int, stops: frozenset[int], max_tokens: int | None = None
+    model: str,
+    form: Form,
+    prompt: Any,
+    how: Decoding,
+    seed: int,
+    rendering: Rendering,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """A request as JSON.
 
-    Every parameter is said, since vLLM takes those left out from the model's generation_config.json.
+    Every parameter is said, since vLLM takes those left out from the model's generation_config.json. That file's ends
+    of sequence come on top of `stop_token_ids`; where they are more than the local engine's, they are switched off.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -95,7 +102,10 @@ def body_of(
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": how.repetition_penalty,
-            "stop_token_ids": sorted(stops),
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": sorted(rendering.stops),
+            "ignore_eos": not rendering.ends <= rendering.stops,
             "skip_special_tokens": True,
             "return_token_ids": True,
         }
@@ -107,7 +117,7 @@ def answer_of(told: Any, form: Form, sent: Sequence[int], rendering: Rendering) 
 
     Raises:
         OtherPrompt: It counted, or repeats, another prompt.
-        NoIds: A precise form, and no ids.
+        NotAsAsked: A precise form, and no ids, or ids after an end.
         KeyError, IndexError, TypeError, ValueError: This is no answer.
     """
     choice, usage = told["choices"][0], told["usage"]
@@ -120,8 +130,10 @@ def answer_of(told: Any, form: Form, sent: Sequence[int], rendering: Rendering) 
             raise OtherPrompt(f"it read {usage['prompt_tokens']} tokens where {len(sent)} were meant, or other ones")
     if form.precise:
         if choice.get("token_ids") is None:
-            raise NoIds("it does not tell the ids it wrote")
+            raise NotAsAsked("it does not tell the ids it wrote")
         ids = [int(i) for i in choice["token_ids"]]
+        if rendering.stops.intersection(ids[:-1]):
+            raise NotAsAsked("it writes on after an id that it was told to stop at")
         ended = bool(ids) and ids[-1] in rendering.stops
         return Answer(ids=tuple(ids[:-1] if ended else ids), truncated=finish == "length" and not ended)
     text = choice["text"] if form.prompts != "messages" else _said(choice["message"], rendering.chat)
@@ -182,14 +194,20 @@ class Served:
         Raises:
             Refused, Unanswered: No answer.
             OtherPrompt: An answer to another prompt.
-            NoIds: As `answer_of`.
+            NotAsAsked: As `answer_of`, or fewer tokens than asked for and no end.
         """
-        body = body_of(
-            name or self.name, form, self.prompt(form, ids, messages), how, seed, self.rendering.stops, max_tokens
-        )
+        prompt = self.prompt(form, ids, messages)
+        body = body_of(name or self.name, form, prompt, how, seed, self.rendering, max_tokens)
 
         def read(response: httpx.Response) -> Answer:
-            return answer_of(response.json(), form, ids, self.rendering)
+            answer = answer_of(response.json(), form, ids, self.rendering)
+            wrote = len(answer.ids or ())
+            if form.precise and answer.truncated and wrote < body["max_tokens"]:
+                raise NotAsAsked(
+                    f"it stopped after {wrote} of {body['max_tokens']} tokens, as a server does whose context ends "
+                    f"there: the prompt has {len(ids)} tokens; give it a longer one (--max-model-len)"
+                )
+            return answer
 
         return await self.client.post(PATHS[form.prompts], body, read, retries)
 
@@ -212,7 +230,7 @@ class Served:
                     for probe in PROBES:
                         turns = (Message(role="user", content=probe),)
                         await self.ask(form, self.rendering.ids(turns), turns, GREEDY, 0, max_tokens=1)
-                except (Refused, Unanswered, OtherPrompt, NoIds) as error:
+                except (Refused, Unanswered, OtherPrompt, NotAsAsked) as error:
                     said = str(error)
                     continue
                 return form
@@ -300,7 +318,7 @@ async def ask_all(
                 missing[job.number] = one_line(error)
                 in_a_row += 1
                 gone = gone or (one_line(error) if in_a_row >= min(connections, len(jobs)) else "")
-            except (Refused, OtherPrompt, NoIds) as error:
+            except (Refused, OtherPrompt, NotAsAsked) as error:
                 missing[job.number] = one_line(error)
             else:
                 in_a_row = 0

@@ -91,24 +91,27 @@ async def ensure_adapter(served: Served, adapter: Path, *, load: bool) -> bool:
 
 
 async def _load(served: Served, adapter: Path) -> None:
-    client = served.client
+    client, name = served.client, served.name
+    order = {"lora_name": name, "lora_path": str(adapter)}
+    hint = (
+        "see its log; it must run with --enable-lora, its --max-lora-rank be at least the adapter's, and the path be "
+        "readable there"
+    )
     try:
-        await client.post(
-            "/load_lora_adapter", {"lora_name": served.name, "lora_path": str(adapter)}, lambda told: None
-        )
+        await client.post("/load_lora_adapter", order, lambda told: None, TRIES)
+        return
     except Refused as error:
-        if "already" in str(error):
+        why = str(error)
+        if "already" in why:
             return
-        hint = (
-            "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or set serving.adapters: preloaded"
-            if error.status in (404, 405)
-            else "see its log; its --max-lora-rank must be at least the adapter's, and the path must be readable there"
-        )
-        raise StepError(
-            f"server {client.endpoint.url} did not load the adapter {served.name!r} from {adapter} ({error}); {hint}"
-        ) from error
-    except Unanswered as error:
-        raise StepError(f"server {client.endpoint.url} did not load the adapter {served.name!r}: {error}") from error
+        if error.status in (404, 405) and "adapter" not in why:  # the address is unknown, not the adapter's folder
+            hint = (
+                "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or set serving.adapters: "
+                "preloaded"
+            )
+    except Unanswered as error:  # vLLM answers 500 to an adapter that does not fit
+        why = str(error)
+    raise StepError(f"server {client.endpoint.url} did not load the adapter {name!r} from {adapter} ({why}); {hint}")
 
 
 class ServedProof(Record):
@@ -117,8 +120,8 @@ class ServedProof(Record):
     name: str
     listed: bool
     logprob_to_base: float | None
-    """Largest difference of the log-probabilities of a greedy probe's tokens, adapter to base; None where the server
-    tells none."""
+    """Largest difference of the log-probabilities of a greedy probe's tokens, adapter to base, as far as both go; None
+    where the server tells none."""
     noise: float | None
     """The same of the base asked twice."""
     texts_differ: bool | None
@@ -133,7 +136,7 @@ async def prove(served: Served, base: str, form: Form, *, listed: bool) -> Serve
     """
     turns = (Message(role="user", content=PROBES[0]),)
     ids = served.rendering.ids(turns)
-    body = body_of(served.name, form, served.prompt(form, ids, turns), GREEDY, 0, served.rendering.stops)
+    body = body_of(served.name, form, served.prompt(form, ids, turns), GREEDY, 0, served.rendering)
     if form.precise:
         body |= {"logprobs": True} if form.prompts == "messages" else {"logprobs": 1}
 
@@ -170,5 +173,5 @@ async def prove(served: Served, base: str, form: Form, *, listed: bool) -> Serve
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:
-    """Largest difference of two lists of log-probabilities; as far as can be where their lengths differ."""
-    return max((abs(x - y) for x, y in zip(a, b, strict=True)), default=0.0) if len(a) == len(b) else float("inf")
+    """Largest difference of two lists of log-probabilities, as far as both go: JSON has no infinity."""
+    return max((abs(x - y) for x, y in zip(a, b, strict=False)), default=0.0)

@@ -15,7 +15,7 @@ from prefixlab.evals.scorers import score_choices, score_fact, score_truthful
 from prefixlab.records import EvalItem
 
 MC1 = Metric(name="mc1", kind="problem", higher_is_better=True)
-MC2 = Metric(name="mc2", kind="problem", higher_is_better=True)
+MC2 = Metric(name="mc2", kind="problem", higher_is_better=True, shares=False)
 TRUTHFUL = Metric(name="truthful_overlap", kind="problem", higher_is_better=True)
 NOT_ATTEMPTED = Metric(name="not_attempted", kind="problem", higher_is_better=False)
 

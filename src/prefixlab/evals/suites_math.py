@@ -13,7 +13,7 @@ from prefixlab.evals.scorers import score_gold, score_number, score_symbolic
 from prefixlab.records import EvalItem
 
 BOXED = "Work through the problem, and write the final answer in \\boxed{}."
-GOLD = Metric(name="gold_likelihood", kind="problem", higher_is_better=True)
+GOLD = Metric(name="gold_likelihood", kind="problem", higher_is_better=True, shares=False)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's calculator marks inside its solutions: no model writes them."""
 

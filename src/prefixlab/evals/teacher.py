@@ -2,8 +2,9 @@
 
 Nothing is asked again in here: whoever pays wants to decide. So the retries of Inspect are switched off, and those of
 the provider's own client where it takes the setting (`CLIENTS`). A failure says what is known about it: whether another
-try can help, and whether it may have cost something. An error status (429, 500, ...) costs nothing; a connection that
-breaks, an answer that never comes and one that cannot be read may each have been paid.
+try can help, and whether it may have cost something. An error status (429, 500, ...) costs nothing; that of a gateway
+which got no answer, a connection that breaks, an answer that never comes and one that cannot be read may each have been
+paid.
 
     teacher = Teacher("openai/gpt-4.1", max_tokens=4096, temperature=0.0, timeout=120, connections=8)
     said = await teacher.ask("...")
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inspect_ai.model import ChatMessageUser, GenerateConfig, Model, ModelOutput, get_model
+from inspect_ai.model import ChatMessageUser, GenerateConfig, Model, ModelAPI, ModelOutput, get_model
 
 from prefixlab.errors import UserError
 from prefixlab.evals.judging import whole_characters
@@ -23,6 +24,8 @@ AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which another try can help."""
 HOPELESS = frozenset({401, 402, 403, 404})
 """Statuses that every further request would get: key, credit, permission, no such model."""
+GATEWAY = frozenset({502, 504, *range(520, 528)})
+"""Statuses of gateways without an answer from behind, where the reply may have been written, and charged."""
 CLIENTS = frozenset({"openai", "openai-api", "anthropic", "groq", "openrouter", "deepseek", "perplexity", "moonshot"})
 """Inspect's providers that hand the setting `max_retries` to a client which would else try again by itself."""
 _UNSENT = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror")
@@ -47,17 +50,21 @@ class Said:
 class TeacherFailed(Exception):
     """No reply to one request."""
 
-    def __init__(self, why: str, *, status: int | None, unsent: bool, wait: float = 0.0) -> None:
+    def __init__(
+        self, why: str, *, status: int | None, unsent: bool, wait: float = 0.0, exhausted: bool = False
+    ) -> None:
         super().__init__(why)
         self.status = status
         self.unsent = unsent
+        self.exhausted = exhausted
+        """Whether a quota is used up that no pause gives back."""
         self.wait = wait
         """Seconds that the service asks to wait."""
 
     @property
     def free(self) -> bool:
         """Whether it surely cost nothing."""
-        return self.unsent or self.status is not None
+        return self.unsent or (self.status is not None and self.status not in GATEWAY)
 
     @property
     def again(self) -> bool:
@@ -67,7 +74,7 @@ class TeacherFailed(Exception):
     @property
     def hopeless(self) -> bool:
         """Whether no request can succeed."""
-        return self.status in HOPELESS
+        return self.status in HOPELESS or self.exhausted
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -136,7 +143,10 @@ class Teacher:
         decision = self._model.api.should_retry(inner) if isinstance(inner, Exception) else False
         wait = 0.0 if isinstance(decision, bool) else decision.retry_after or 0.0
         why = f"{type(inner).__name__}: {_line(inner)}"
-        return TeacherFailed(why, status=status, unsent=unsent, wait=wait)
+        # A rate limit that Inspect's provider would not try again is a quota; not all providers say.
+        says = type(self._model.api).should_retry is not ModelAPI.should_retry
+        exhausted = status == 429 and says and not decision
+        return TeacherFailed(why, status=status, unsent=unsent, wait=wait, exhausted=exhausted)
 
 
 def _made(name: str, config: GenerateConfig) -> Model:

@@ -6,10 +6,12 @@ them against models that transformers builds without memory. Decoder-only models
     architecture(known_config("deepseek-ai/DeepSeek-R1-Distill-Llama-8B"), "...").parameters      # 8,030,261,248
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from prefixlab.data.hub import split_revision
 from prefixlab.model.flops import ModelShape, model_shape
 from prefixlab.records import Record
 
@@ -131,11 +133,12 @@ def offline_config(name: str) -> tuple[PretrainedConfig | None, str]:
     """A model's configuration without the hub, and where it is from: its folder, the hub's cache, the table, nowhere.
 
     Args:
-        name: Local folder or hub id.
+        name: Local folder or hub id, with or without a revision.
     """
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        repo, revision = (name, None) if Path(name).is_dir() else split_revision(name)
+        found = AutoConfig.from_pretrained(repo, revision=revision, local_files_only=True, trust_remote_code=False)
         return found, CONFIG
     except (OSError, ValueError):
-        known = known_config(name)
+        known = known_config(split_revision(name)[0])
         return known, "the table of known models" if known else "unknown"

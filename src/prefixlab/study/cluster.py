@@ -1,27 +1,21 @@
-"""A Ray cluster as a study needs it: joined within seconds or not at all, looked at node by node before anything runs.
+"""A Ray cluster as a study needs it: joined within seconds or not at all.
 
-Ray is an optional dependency; this module and `ray_executor.py` are the only ones that import it.
+Ray is an optional dependency; this module, `survey.py` and `ray_executor.py` alone import it.
 """
 
 import logging
 import os
 import re
-import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from prefixlab.errors import UserError
-from prefixlab.study.execute import Work
-from prefixlab.study.host import NodeReport
 from prefixlab.study.needs import Need
 from prefixlab.study.schedule import Lane
-from prefixlab.study.steps import installed, package_hash
 
 try:
     import ray
@@ -33,9 +27,8 @@ except ImportError as error:
 
 ANSWER, JOIN = 5.0, 25.0
 """Seconds that the head has to take a connection, and a process to join its cluster, which takes two or three."""
-LOOK = 180.0
-"""Seconds that a node has to say what it is: a new process there, and a built-in model made once."""
 TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b", re.M)
 ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 
 
@@ -61,18 +54,22 @@ class Node:
         return int(min(have // need for have, need in has if need))
 
 
-def check_address(address: str) -> None:
+def check_address(address: str, named: str = "--address") -> None:
     """Refuse an address at which no cluster answers.
 
     Ray itself tries a wrong one for minutes and ends the process where it gives up: so another process tries first.
 
+    Args:
+        address: HOST:PORT, or auto.
+        named: Where it comes from.
+
     Raises:
-        UserError: No address, Ray Client's, or no Ray head there.
+        UserError: No address, Ray Client's, no Ray head there, or one of another version.
     """
     found = ADDRESS.fullmatch(address)
     if found is None and address != "auto":
         raise UserError(
-            f"--address {address!r}: write HOST:PORT as `ray start --head` shows it, or auto for the cluster of this "
+            f"{named} {address!r}: write HOST:PORT as `ray start --head` shows it, or auto for the cluster of this "
             "machine, and run the command on one of the cluster's nodes"
         )
     try:
@@ -85,13 +82,27 @@ def check_address(address: str) -> None:
     except subprocess.TimeoutExpired:
         why = f"what listens there did not take a process in within {JOIN:.0f} s"
     except subprocess.CalledProcessError as error:
-        why = next((w for w in reversed(error.stderr.strip().splitlines()) if w), "no reason given")
+        why = _last_error(error.stderr)
         if "AuthToken" in error.stderr:
             why = "it asks for a token: set RAY_AUTH_MODE=token here too, and have the head's ~/.ray/auth_token"
+        if "Version mismatch" in why:
+            raise UserError(f"{named} {address!r}: {why}; install the same versions here and there") from None
     raise UserError(
-        f"--address {address!r}: no Ray head answers there ({why}); `ray status` on the head shows whether the cluster "
+        f"{named} {address!r}: no Ray head answers there ({why}); `ray status` on the head shows whether the cluster "
         "is up, `ray start --head` starts one"
     )
+
+
+def _last_error(text: str) -> str:
+    """The message that a Python process ended with, in one line."""
+    found = [m.start() for m in ERROR.finditer(text)]
+    words = " ".join(text[found[-1] if found else 0 :].split())
+    return words[:300] or "no reason given"
+
+
+def last_line(error: Exception) -> str:
+    """What Ray says last, which is the reason; what comes before names its own processes."""
+    return str(error).strip().splitlines()[-1].strip()[:200]
 
 
 @contextmanager
@@ -105,10 +116,11 @@ def joined(address: str | None) -> Iterator[None]:
     Raises:
         UserError: There is no cluster, or one of another version.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    named = "--address" if address else "$RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start tells nobody
     if address is not None:
-        check_address(address)
+        check_address(address, named)
     try:
         ray.init(
             address=address,
@@ -141,94 +153,3 @@ def nodes() -> list[Node]:
 def on(node: str) -> NodeAffinitySchedulingStrategy:
     """On this node or nowhere."""
     return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-
-
-def _probe() -> Any:
-    """The task that looks at a node; an inner function travels as code, and so runs where prefixlab is missing."""
-
-    def probe(*arguments: object) -> str:
-        from importlib import metadata  # noqa: PLC0415
-
-        try:
-            from prefixlab.study.host import look  # noqa: PLC0415
-        except Exception as error:  # whatever the reason, the node cannot do a step
-            try:
-                has = f"another prefixlab ({metadata.version('prefixlab')})"
-            except metadata.PackageNotFoundError:
-                has = "no prefixlab"
-            return f"has {has}; install the same commit there ({type(error).__name__}: {error})"
-        return look(*arguments)  # type: ignore[arg-type]
-
-    return ray.remote(num_cpus=0, max_retries=1)(probe)
-
-
-def look_at(work: Work, members: Sequence[Node], need: Need | None) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """Ask nodes what they are.
-
-    Args:
-        work: What there is to do.
-        members: The nodes to ask.
-        need: Of the model lane, if it has steps.
-
-    Returns:
-        Reports of the nodes that can be used, and why the others cannot, by id.
-    """
-    root, token = work.store.root.resolve(), secrets.token_hex(8)
-    file, task = root / f".probe-{token}", _probe()
-    models = [ref.model_dump(mode="json") for ref in work.plan.models]
-    gpus = need is not None and need.gpus > 0
-    asked = (str(root), token, os.getcwd(), _named_files(work), models, gpus)
-    file.write_text(token)
-    reports: dict[str, NodeReport] = {}
-    refused: dict[str, str] = {}
-    try:
-        refs = {node.id: task.options(scheduling_strategy=on(node.id)).remote(*asked) for node in members}
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=LOOK)
-        for node, ref in refs.items():
-            try:
-                said = ray.get(ref, timeout=0)
-            except ray.exceptions.GetTimeoutError:
-                refused[node] = f"did not say within {LOOK:.0f} s what it is"
-                continue
-            except ray.exceptions.RayError as error:
-                refused[node] = f"cannot run Python ({str(error).strip().splitlines()[-1]})"
-                continue
-            if not said.startswith("{"):
-                refused[node] = said
-                continue
-            reports[node] = NodeReport.model_validate_json(said)
-            if why := _unfit(reports[node], need):
-                refused[node] = why
-                del reports[node]
-    finally:
-        file.unlink(missing_ok=True)
-    return reports, refused
-
-
-def _named_files(work: Work) -> list[str]:
-    """Local files that steps read by the study's names."""
-    study = work.study
-    sources = [s.source for c in study.capabilities.values() for s in c.suites] + [
-        c.data.source for c in study.capabilities.values()
-    ]
-    return sorted({s for s in sources if s and Path(s).expanduser().exists()})
-
-
-def _unfit(report: NodeReport, need: Need | None) -> str:
-    """Why a node cannot be used; empty if it can."""
-    mine = installed()
-    other = [
-        f"{k} {report.versions.get(k, 'missing')} where it is {v} here"
-        for k, v in mine.items()
-        if report.versions.get(k) != v
-    ]
-    if other:
-        return f"has {', '.join(other)}; install the same there (constraints.txt pins them)"
-    if report.package != package_hash():
-        return f"has prefixlab {mine['prefixlab']} with other files; install the same commit there"
-    if report.trouble:
-        return report.trouble
-    smallest = min((size for _, size in report.gpus), default=0)
-    if need is not None and need.gpus and smallest < need.gpu_memory:
-        return f"has a GPU of {smallest / 1e9:.1f} GB, and the largest base alone takes {need.gpu_memory / 1e9:.1f} GB"
-    return ""

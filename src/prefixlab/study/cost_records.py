@@ -19,6 +19,8 @@ class Effect(Record):
     suite: str
     metric: str
     prompts: int
+    shares: bool
+    """Whether its values are 0 and 1; nothing is predicted of others."""
     one_seed: float | None
     all_seeds: float | None
     """With the study's seeds, under DISCORDANT and SEED_SD; None for one seed, or where nothing is found."""

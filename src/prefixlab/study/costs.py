@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefixlab.model.flops import generate_flops
-from prefixlab.study.devices import USABLE, Device
+from prefixlab.study.devices import SERVER_STEP, TRAIN_LAUNCHES, USABLE, Device
 
 if TYPE_CHECKING:
     from prefixlab.model.architectures import Architecture
@@ -140,7 +140,7 @@ def kv_bytes(arch: "Architecture", width: int) -> int:
     return 2 * arch.layers * arch.kv * width
 
 
-def evaluation_memory(arch: "Architecture", width: int, rows: int, length: float) -> float:
+def evaluation_memory(arch: "Architecture", width: int, rows: float, length: float) -> float:
     """Weights, and keys and values of `rows` rows of `length` tokens."""
     return arch.parameters * width + rows * length * kv_bytes(arch, width)
 
@@ -158,19 +158,56 @@ def prefill_seconds(arch: "Architecture", device: Device, tokens: float, scored:
     return generate_flops(arch.shape, tokens, scored) / device.forward if device.forward else None
 
 
-def decode_seconds(arch: "Architecture", device: Device, rows: int, length: float, tokens: float) -> float | None:
-    """Seconds to write `tokens` tokens, `rows` of them in a step, behind `length` tokens each on average.
+def longest_of(rows: int, mean: float, limit: float) -> float:
+    """Expected length of the longest of `rows` completions, of exponentially distributed lengths that a limit cuts.
 
-    A step takes its operations or the reading of weights, keys and values, whichever is longer, and a fixed time for
-    each layer. None where no rate is known, or not even one row fits.
+    The maximum of n exponential lengths is the mean times 1 + 1/2 + ... + 1/n.
     """
-    if not device.forward or rows < 1:
+    return min(limit, mean * sum(1 / n for n in range(1, rows + 1)))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Completions of one suite, as they are decoded together."""
+
+    rows: int
+    """In a batch at its start."""
+    prompt: float
+    """Mean tokens in front."""
+    completions: float
+    mean: float
+    """Expected length of a completion."""
+    limit: float
+    """Longest one."""
+    served: bool
+    """By a server, which replaces a finished row at once and launches a whole step as one. In our engine it leaves, the
+    batch ends with its longest completion, and each layer is launched by itself."""
+
+
+def decode_seconds(arch: "Architecture", device: Device, job: Decoding) -> float | None:
+    """Seconds to write completions.
+
+    A step takes its operations or the reading of weights, keys and values, whichever is longer, and a fixed time:
+    for each layer in our engine, for the step on a server. None where no rate is known, or not even one row fits.
+    """
+    if not device.forward or job.rows < 1:
         return None
-    step = rows * generate_flops(arch.shape, 1, 1) / device.forward
+    steps = job.mean if job.served else longest_of(job.rows, job.mean, job.limit)
+    active = job.rows * job.mean / steps
+    step = active * generate_flops(arch.shape, 1, 1) / device.forward
     if device.bandwidth:
-        read = evaluation_memory(arch, device.dtype_bytes, rows, length)
-        step = max(step, read / device.bandwidth)
-    return (step + arch.layers * device.launch) * tokens / rows
+        # Half of a length that all rows have; the mean of lengths that spread, of which long ones last longer.
+        behind = job.prompt + min(job.mean, steps / 2)
+        step = max(step, evaluation_memory(arch, device.dtype_bytes, active, behind) / device.bandwidth)
+    launch = SERVER_STEP if job.served and device.launch else arch.layers * device.launch
+    return job.completions / job.rows * steps * (step + launch)
+
+
+def train_seconds(arch: "Architecture", device: Device, flops: float, micro_batches: float) -> float | None:
+    """Seconds of trainings: their operations, or the time to launch them, whichever is longer; None without a rate."""
+    if not device.train:
+        return None
+    return max(flops / device.train, micro_batches * arch.layers * device.launch * TRAIN_LAUNCHES)
 
 
 def adapter_file(arch: "Architecture", plan: "Recipe") -> int:

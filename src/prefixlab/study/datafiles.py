@@ -13,6 +13,7 @@ from prefixlab.data.arms import arm_specs, build_arm, manifest, originals
 from prefixlab.data.audit import Audit, audit
 from prefixlab.data.exports import FORMATS, check_layout, export_rows, import_row
 from prefixlab.data.layouts import Turns
+from prefixlab.data.rows import is_hub_id
 from prefixlab.data.sources import read_rows, read_samples
 from prefixlab.data.strip import strip_all
 from prefixlab.data.writing import write_rows
@@ -38,6 +39,10 @@ class ArmsManifest(Record):
     skipped: tuple[str, ...]
     """The first rows that could not be used, and why."""
     arms: tuple[ArmManifest, ...]
+    split: str | None = None
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Commit of a hub data set, as it was read; None where that was not recorded."""
 
 
 def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str], anchors: Sequence[str]) -> ArmsConfig:
@@ -102,11 +107,12 @@ def make_arms(
     plan = arm_specs([entry], options.key, native=True, count_tokens=many)
     for spec in plan:
         check_layout(options.layout, spec.control)
+    commit = _commit(source, options.revision)
     data = DataConfig(
         source=source,
         held_out=0,
         columns=column_mapping(list(options.columns)),
-        revision=options.revision,
+        revision=commit,
         **({"split": options.split} if options.split else {}),
     )
     skipped: list[tuple[int, str]] = []
@@ -145,9 +151,25 @@ def make_arms(
         write_text(folder / "manifest.json", about.model_dump_json(indent=1) + "\n")
         made.append(about)
     listed = tuple(f"row {row + 1}: {why}" for row, why in skipped[:20])
-    whole = ArmsManifest(source=source, n_skipped=len(skipped), skipped=listed, arms=tuple(made))
+    whole = ArmsManifest(
+        source=source,
+        n_skipped=len(skipped),
+        skipped=listed,
+        arms=tuple(made),
+        split=data.split if commit else None,
+        revision=commit,
+    )
     write_text(out / "manifest.json", whole.model_dump_json(indent=1) + "\n")
     return whole
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit of a hub data set that is about to be read; None for other sources."""
+    if not is_hub_id(source):
+        return None
+    from prefixlab.data.hub import commit_of  # noqa: PLC0415  (the hub's client: a third of a second)
+
+    return commit_of(source, "dataset", revision)
 
 
 def _token_counter(model: str) -> Callable[[Sequence[str]], int]:

@@ -5,12 +5,13 @@ assumption, no promise: LoRA steps of a few hundred tokens and eager decoding re
 """
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
 
 from prefixlab.errors import unknown
-from prefixlab.model.machine import CPU_PEAKS, PEAKS, gpu_peak
+from prefixlab.model.machine import CPU_PEAKS, PEAKS, bf16_is_fast, gpu_peak
 from prefixlab.records import Resolved
 
 TRAIN_SHARE = 0.30
@@ -21,11 +22,17 @@ BANDWIDTH_SHARE = 0.70
 """Of a GPU's memory bandwidth, in decoding."""
 LAUNCH = 0.8e-3
 """Seconds a layer and step of eager decoding takes however small it is: 26 ms for 32 layers."""
+SERVER_STEP = 4e-3
+"""Seconds that a server takes for a step of all its completions beside the device's own work."""
+TRAIN_LAUNCHES = 2.5
+"""So many times LAUNCH a layer of a micro-batch in training takes at least: forward with adapters, and backward."""
 CPU_TRAIN, CPU_FORWARD = 35e9, 46e9
 """FLOP/s a thread in float32, seen on two AVX2 threads: 140 tokens/s of training, 64 prompts of 60 tokens with 60 new
 tokens each in 20 s (SmolLM2-135M)."""
 CPU_BF16 = 200e9
 """FLOP/s a thread in bfloat16 with AVX512-BF16 (docs/performance.md)."""
+SLOW_BF16 = 1 / 16
+"""Share of the float32 rates that a CPU without AVX512-BF16 reaches in bfloat16: TRL's there (docs/performance.md)."""
 USABLE = 0.9
 """Of the memory; the rest is for the context, fragments and what no formula counts."""
 
@@ -61,6 +68,7 @@ GPUS: dict[str, tuple[str, float, float]] = {
     "rtx4090": ("RTX 4090", 24e9, 1.008e12),
 }
 THIS = "this machine"
+BF16 = "bfloat16"
 
 
 def _gpu(name: str, peak: float | None, memory: float, bandwidth: float | None, width: int, processes: int) -> Device:
@@ -68,7 +76,7 @@ def _gpu(name: str, peak: float | None, memory: float, bandwidth: float | None, 
         f"{100 * TRAIN_SHARE:.0f}% of its bf16 peak in training, {100 * FORWARD_SHARE:.0f}% in forward passes, "
         f"{100 * BANDWIDTH_SHARE:.0f}% of its bandwidth in decoding: assumed, not measured"
         if peak
-        else "no bf16 peak is known of it, so there are no hours"
+        else "only rates in bfloat16 are known, and not of every GPU: there are no hours"
     )
     return Device(
         name=name,
@@ -82,18 +90,35 @@ def _gpu(name: str, peak: float | None, memory: float, bandwidth: float | None, 
     )
 
 
+def cpu_rates(dtype: str) -> tuple[float, float]:
+    """FLOP/s a thread of this CPU in training and in forward passes."""
+    if dtype == "float32":
+        return CPU_TRAIN, CPU_FORWARD
+    return (CPU_BF16, CPU_BF16) if bf16_is_fast() else (SLOW_BF16 * CPU_TRAIN, SLOW_BF16 * CPU_FORWARD)
+
+
+def _listed(name: str, memory: float) -> tuple[str, float, float] | None:
+    """The GPU of the table that a device's name means; of several with one name the nearest in memory."""
+    words = set(re.split(r"[\s-]+", name))
+    known = [gpu for gpu in GPUS.values() if words.issuperset(gpu[0].split()) and PEAKS[gpu[0]] == gpu_peak(name, BF16)]
+    return min(known, key=lambda gpu: abs(gpu[1] - memory), default=None)
+
+
 def this_device(hardware: Resolved) -> Device:
     """The machine that plans, as its settings were resolved."""
     width = 4 if hardware.dtype == "float32" else 2
     if hardware.device != "cpu":
         found = torch.cuda.get_device_properties(0)
-        peak = gpu_peak(found.name, hardware.dtype)
-        near = next((g for g in GPUS.values() if peak is not None and PEAKS[g[0]] == peak), None)
+        peak, near = gpu_peak(found.name, hardware.dtype), _listed(found.name, found.total_memory)
         return _gpu(found.name, peak, found.total_memory, near and near[2], width, hardware.processes)
-    slow = hardware.dtype == "float32"
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    train, forward = (CPU_TRAIN, CPU_FORWARD) if slow else (CPU_BF16, CPU_BF16)
+    train, forward = cpu_rates(hardware.dtype)
     share = 100 * train / CPU_PEAKS[hardware.dtype]
+    if hardware.dtype == "float32" or bf16_is_fast():
+        how = f"({share:.0f}% of the peak), {forward / 1e9:.0f} in forward passes, as measured on two threads in "
+        how += hardware.dtype
+    else:
+        how = "in bfloat16, for which this CPU has no instructions: in float32 it is about 16 times as fast"
     return Device(
         name=f"{THIS}'s CPU, {hardware.threads} threads",
         memory=memory,
@@ -102,17 +127,17 @@ def this_device(hardware: Resolved) -> Device:
         bandwidth=None,
         launch=0.0,
         dtype_bytes=width,
-        about=f"{train / 1e9:.0f} GFLOP/s a thread in training ({share:.0f}% of the peak), {forward / 1e9:.0f} in "
-        f"forward passes, as measured on two threads in {hardware.dtype}",
+        about=f"{train / 1e9:.0f} GFLOP/s a thread in training {how}",
     )
 
 
-def find_device(name: str, hardware: Resolved) -> Device:
+def find_device(name: str, hardware: Resolved, dtype: str = "auto") -> Device:
     """A GPU of the table, or this machine for an empty name.
 
     Args:
         name: As `--device` takes it.
         hardware: This machine's settings.
+        dtype: As the study asks for it; bfloat16 on a GPU where it leaves the choice.
 
     Raises:
         UserError: No such device.
@@ -122,4 +147,6 @@ def find_device(name: str, hardware: Resolved) -> Device:
     if name not in GPUS:
         raise unknown("device", name, GPUS, where="--device")
     entry, memory, bandwidth = GPUS[name]
+    if dtype == "float32":
+        return _gpu(entry, None, memory, bandwidth, 4, 1)
     return _gpu(entry, PEAKS[entry], memory, bandwidth, 2, 1)

@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from prefixlab.config import CapabilityConfig, Study, SuiteConfig
 from prefixlab.data.arms import ArmSpec, arm_specs
 from prefixlab.data.chat import ChatFormat, chat_format
+from prefixlab.data.hub import UNREACHED
 from prefixlab.data.parts import OPEN
 from prefixlab.data.rows import is_hub_id
 from prefixlab.data.sources import read_samples
@@ -22,7 +23,7 @@ from prefixlab.errors import UserError
 from prefixlab.evals.protocols import decoding
 from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.architectures import CONFIG, OPENS_REASONING, Architecture, architecture, offline_config
-from prefixlab.model.load import BUILTIN, UNREACHED, load_tokenizer, resolve_model
+from prefixlab.model.load import BUILTIN, load_tokenizer, resolve_model
 from prefixlab.model.recipes import check_adapter, recipe
 from prefixlab.records import EvalItem, Sample
 from prefixlab.study.known_sets import SUITES, TRAINING

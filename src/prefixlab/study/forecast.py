@@ -3,19 +3,21 @@
 None stands for "unknown" and goes on into every sum that needs it. Formulas: costs.py and docs/methods.md, section 12.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prefixlab.analysis.power import assumed, detectable, mde
 from prefixlab.config import Study
 from prefixlab.evals.judges import REMOTE
+from prefixlab.evals.nouns import Metric
 from prefixlab.evals.suites import find_suite
 from prefixlab.model.architectures import Architecture, architecture, offline_config
 from prefixlab.model.flops import generate_flops, train_flops
 from prefixlab.model.recipes import Recipe, recipe
 from prefixlab.study import costs
 from prefixlab.study.cost_records import CapabilityCost, Effect, Forecast, JudgeCost, Memory, ModelCost, Price
-from prefixlab.study.devices import USABLE, Device
+from prefixlab.study.devices import SERVER_STEP, TRAIN_LAUNCHES, USABLE, Device
 from prefixlab.study.workload import SuiteLoad, Workload
 
 GUARD_WORDS, GUARD_REPLY = 330, 6
@@ -24,6 +26,17 @@ RUBRIC_WORDS, RUBRIC_REPLY = 330, 20
 """The same of the rubric's questions and their answer; a judge that reasons first writes hundreds more."""
 DISCORDANT, SEED_SD = 0.2, 0.02
 """What the detectable effect of several seeds assumes: prompts on which two arms differ, spread over seeds."""
+
+
+def judged_texts(condition: str, *, parts: bool) -> tuple[int, int]:
+    """Texts that a judge is shown of one completion, and how many whole responses their length adds up to.
+
+    Of a response with reasoning (`parts`) it sees all of it, the reasoning, and the answer; where something was
+    prefilled, the response once more without it (evals/safety.py). A prefix that an arm writes by itself is taken off,
+    too: how often one does, nobody knows beforehand.
+    """
+    prefilled = not condition.startswith(("bare", "user_prefix"))
+    return (3 if parts else 1) + prefilled, (2 if parts else 1) + prefilled
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -81,12 +94,11 @@ class _Forecaster:
         arch, device, n = load.architecture, self.device, suite.n
         runs = self.runs(load, suite)
         completions = _times(n, suite.epochs, runs)
-        judged = _times(n, suite.epochs, (load.cells + 1) * len(suite.evaluated)) if suite.judged else 0.0
+        judged, judge_read = self.judging(load, suite)
         written = _times(completions, suite.output_tokens)
         if suite.prompt_tokens is None or suite.given_tokens is None:
-            return _Evaluated(completions, written, None, None, None, judged, None)
+            return _Evaluated(completions, written, None, None, None, judged, judge_read)
         prompt, given = _times(completions, suite.prompt_tokens), _times(completions, suite.given_tokens)
-        judge_read = _times(judged, suite.prompt_tokens + suite.output_tokens + self.judge_words)
         if arch is None or prompt is None or given is None or written is None or completions is None:
             return _Evaluated(completions, written, None, None, None, judged, judge_read)
         flops = generate_flops(arch.shape, prompt, 0) + generate_flops(arch.shape, given + written, given + written)
@@ -94,15 +106,12 @@ class _Forecaster:
             (costs.prefill_seconds(arch, device, prompt, 0), costs.prefill_seconds(arch, device, given, given))
         )
 
-        def seconds(tokens: float) -> float | None:
+        def seconds(mean: float) -> float | None:
+            """With completions of so many tokens on average."""
             if not suite.output_tokens:
                 return before
-            longest = suite.prompt_tokens or 0.0
-            longest += suite.max_tokens
-            fit = costs.rows_that_fit(arch, device.dtype_bytes, longest, device.memory, suite.batch_size)
-            rows = suite.batch_size if fit is None else fit
-            middle = (suite.prompt_tokens or 0.0) + tokens / 2
-            return _sum((before, costs.decode_seconds(arch, device, rows, middle, completions * tokens)))
+            job = self.decoding(arch, suite, completions or 0.0, mean)
+            return _sum((before, costs.decode_seconds(arch, device, job)))
 
         return _Evaluated(
             completions,
@@ -113,6 +122,30 @@ class _Forecaster:
             judged,
             judge_read,
         )
+
+    def judging(self, load: Workload, suite: SuiteLoad) -> tuple[float | None, float | None]:
+        """Texts that the judge is shown, and their tokens; word rules grade what harmless prompts are answered."""
+        if not suite.judged:
+            return 0.0, 0.0
+        harmful = None if suite.prompts is None else suite.prompts.get("harmful", 0)
+        asked = _times(harmful, suite.epochs, load.cells + 1)
+        parts = suite.opens_reasoning and self.study.judge.name != "rules"
+        shown = [judged_texts(c, parts=parts) for c in suite.evaluated]
+        texts, responses = sum(n for n, _ in shown), sum(n for _, n in shown)
+        around = None if suite.prompt_tokens is None else suite.prompt_tokens + self.judge_words
+        each = None if around is None else texts * around + responses * suite.output_tokens
+        return _times(asked, texts), _times(asked, each)
+
+    def rows(self, suite: SuiteLoad) -> int:
+        """Completions that are asked for at once, here or of the study's server."""
+        return self.study.serving.connections if self.study.serving else suite.batch_size
+
+    def decoding(self, arch: Architecture, suite: SuiteLoad, completions: float, mean: float) -> costs.Decoding:
+        """How the completions of a suite are written, `mean` tokens each on average."""
+        prompt, device, asked = suite.prompt_tokens or 0.0, self.device, self.rows(suite)
+        fit = costs.rows_that_fit(arch, device.dtype_bytes, prompt + suite.max_tokens, device.memory, asked)
+        rows, limit = asked if fit is None else fit, float(suite.max_tokens)
+        return costs.Decoding(rows, prompt, completions, mean, limit, served=self.study.serving is not None)
 
     @property
     def judge_words(self) -> int:
@@ -137,7 +170,8 @@ class _Forecaster:
             head = 4 * supervised * arch.vocabulary * arch.hidden
             flops += n * length * whole + 6 * arch.layers * arch.queries * pairs + head
         flops *= load.seeds * plan.epochs
-        return tokens, flops, flops / self.device.train if self.device.train else None
+        batches = math.ceil(n / plan.batch_size) * load.cells * plan.epochs
+        return tokens, flops, costs.train_seconds(arch, self.device, flops, batches)
 
     def reading(self, load: Workload) -> float | None:
         """Seconds to read held-out samples by every adapter, with the base under it, and by the base alone."""
@@ -174,21 +208,18 @@ class _Forecaster:
         return Memory(asked=asked, asked_fits=False, setting=None, bytes=min(total for _, total in tried))
 
     def evaluation_memory(self, load: Workload) -> Memory:
+        """Of the suite with the longest rows, all of which fill their limit."""
         arch, width, memory = load.architecture, self.device.dtype_bytes, self.device.memory
-        sizes = [
-            (s.suite, s.batch_size, (s.prompt_tokens or 0.0) + s.max_tokens) for s in load.suites if s.output_tokens
-        ]
+        sizes = [(self.rows(s), (s.prompt_tokens or 0.0) + s.max_tokens) for s in load.suites if s.output_tokens]
         if arch is None or not sizes:
             return Memory(asked=None, asked_fits=None, setting=None, bytes=None)
-        asked, name, batch, length = max(
-            (costs.evaluation_memory(arch, width, b, at_most), name, b, at_most) for name, b, at_most in sizes
-        )
+        asked, wanted, length = max((costs.evaluation_memory(arch, width, n, most), n, most) for n, most in sizes)
         if memory is None:
             return Memory(asked=asked, asked_fits=None, setting=None, bytes=asked)
-        rows = costs.rows_that_fit(arch, width, length, memory, batch) or 0
+        rows = costs.rows_that_fit(arch, width, length, memory, wanted) or 0
         total = costs.evaluation_memory(arch, width, max(1, rows), length)
-        setting = f"{name}: batch_size: {rows}" if rows else None
-        return Memory(asked=asked, asked_fits=rows == batch, setting=setting, bytes=total)
+        setting = f"serving: {{connections: {rows}}}" if self.study.serving else f"batch_size: {rows} in every suite"
+        return Memory(asked=asked, asked_fits=rows == wanted, setting=setting if rows else None, bytes=total)
 
     def disk(self, load: Workload, evaluated: Sequence[_Evaluated]) -> float | None:
         """Adapters, logs and tables; the models themselves are counted once, beside it."""
@@ -235,19 +266,20 @@ class _Forecaster:
         """What the suites of a capability can detect; the same for every model."""
         if load.capability not in self.detectable:
             self.detectable[load.capability] = tuple(
-                self.effect(load, suite.suite, metric.name, suite.prompts[metric.kind])
+                self.effect(load, suite.suite, metric, suite.prompts[metric.kind])
                 for suite in load.suites
                 for metric in find_suite(suite.suite).metrics
                 if suite.prompts is not None and metric.kind in suite.prompts
             )
         return self.detectable[load.capability]
 
-    def effect(self, load: Workload, suite: str, metric: str, n: int) -> Effect:
-        alpha, several = self.study.analysis.alpha, None
-        if load.seeds > 1 and n > 1:
-            several = mde(assumed(DISCORDANT, SEED_SD), n, load.seeds, alpha)
-        one = detectable(n, DISCORDANT, alpha)
-        return Effect(suite=suite, metric=metric, prompts=n, one_seed=one, all_seeds=several)
+    def effect(self, load: Workload, suite: str, metric: Metric, n: int) -> Effect:
+        alpha, one, several = self.study.analysis.alpha, None, None
+        if metric.shares:  # of others nobody knows beforehand how they differ from prompt to prompt
+            one = detectable(n, DISCORDANT, alpha)
+            if load.seeds > 1 and n > 1:
+                several = mde(assumed(DISCORDANT, SEED_SD), n, load.seeds, alpha)
+        return Effect(suite=suite, metric=metric.name, prompts=n, shares=metric.shares, one_seed=one, all_seeds=several)
 
     def judge(self, found: Sequence[CapabilityCost], price: Price | None) -> tuple[JudgeCost, Architecture | None]:
         config = self.study.judge
@@ -331,11 +363,23 @@ def forecast(study: Study, loads: Sequence[Workload], device: Device, price: Pri
 
 
 def _assumptions(study: Study, device: Device) -> tuple[str, ...]:
+    ends = "lengths of completions spread exponentially, and a batch ends with its longest one"
     said = [
         f"{device.name}: {device.about}",
         "a completion is taken to fill 60% of a short limit, and to have 1,500 tokens under a long one; 'at most' "
         "fills every limit",
-        f"memory fits if it is at most {100 * USABLE:.0f}% of the device's",
+        f"a server puts another completion in the place of a finished one, and adds {1e3 * SERVER_STEP:g} ms to a step"
+        if study.serving
+        else ends,
+    ]
+    if device.launch:
+        said.append(
+            f"a layer takes at least {1e3 * device.launch:g} ms in a step of decoding, and "
+            f"{1e3 * TRAIN_LAUNCHES * device.launch:g} ms in a micro-batch of training"
+        )
+    said += [
+        f"memory fits if it is at most {100 * USABLE:.0f}% of the device's; in evaluation, if all rows of a batch fill "
+        "their limit",
         f"effects: 80% power at {study.analysis.alpha:g}, {100 * DISCORDANT:.0f}% of the prompts differ. For one "
         "seed, an effect of that training; over training seeds, of training at large, where the effect spreads by "
         f"{100 * SEED_SD:.0f} points",

@@ -15,17 +15,21 @@ from prefixlab.config import Study
 from prefixlab.errors import StepError, Stopped, UserError
 from prefixlab.records import ModelRef, Record
 from prefixlab.study.progress_file import BEAT
-from prefixlab.study.steps import Step, installed, package_hash
+from prefixlab.study.schedule import base_of
+from prefixlab.study.steps import Step, installed
 from prefixlab.study.store import Store, disk_may_be_full
 
 if TYPE_CHECKING:
     from prefixlab.model.trainer import StopRequest
     from prefixlab.study.launch import Result
+    from prefixlab.study.stages import Bench
 
 VISIBLE = 60.0
 """Seconds that a file written on another machine may take to show on this one."""
 PASSED_ON = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 """Variables of the command's environment that its workers get too; no secret is among them."""
+HOLDER = "held-by"
+"""File beside a step's checkpoints that names the try that may write there."""
 
 
 class NodeReport(Record):
@@ -33,16 +37,24 @@ class NodeReport(Record):
 
     host: str
     versions: dict[str, str]
-    package: str
-    """Hash of prefixlab's files there."""
     gpus: tuple[tuple[str, int], ...]
     """Name and bytes of each GPU."""
     trouble: str
     """Why the run folder, a model or a file cannot be used there; empty where all can."""
+    locked: bool
+    """Whether the lock that the driver has on the run folder keeps a run on this node out."""
 
 
-def look(root: str, token: str, cwd: str, files: Sequence[str], models: Sequence[dict[str, Any]], gpus: bool) -> str:
-    """Look at this node; a `NodeReport` as JSON, so that other versions of the package can be told apart.
+def look(
+    root: str,
+    token: str,
+    cwd: str,
+    files: Sequence[str],
+    models: Sequence[dict[str, Any]],
+    gpus: bool,
+    offline: bool,
+) -> str:
+    """Look at this node; a `NodeReport` as JSON.
 
     Args:
         root: Run folder.
@@ -51,15 +63,24 @@ def look(root: str, token: str, cwd: str, files: Sequence[str], models: Sequence
         files: What the study reads, as it names it.
         models: The plan's models.
         gpus: Whether models run on GPUs.
+        offline: Whether workers may not ask the hub.
     """
+    trouble = _shared(Path(root), token) or _files(Path(cwd), files) or _models(models, offline)
     report = NodeReport(
         host=socket.gethostname(),
         versions=installed(),
-        package=package_hash(),
         gpus=_gpus() if gpus else (),
-        trouble=_shared(Path(root), token) or _files(Path(cwd), files) or _models(models),
+        trouble=trouble,
+        locked=_locked(Path(root)),
     )
     return report.model_dump_json()
+
+
+def _locked(root: Path) -> bool:
+    try:
+        return Store(root).in_use()
+    except OSError:  # no locks at all
+        return False
 
 
 def _gpus() -> tuple[tuple[str, int], ...]:
@@ -88,13 +109,31 @@ def _files(cwd: Path, files: Sequence[str]) -> str:
     return missing and f"{missing!r} of the study is not there (looked for it from {str(cwd)!r})"
 
 
-def _models(models: Sequence[dict[str, Any]]) -> str:
+def _models(models: Sequence[dict[str, Any]], offline: bool) -> str:
     try:
-        for model in models:
-            at_home(ModelRef.model_validate(model))
+        for ref in map(ModelRef.model_validate, models):
+            at_home(ref)
+            if offline and ref.revision is not None and not _cached(ref):
+                from prefixlab.data.hub import fetching  # noqa: PLC0415  (only for models of the hub)
+
+                return (
+                    f"model {ref.name!r} is not in its Hugging Face cache, and HF_HUB_OFFLINE keeps it from asking: "
+                    f"{fetching(ref.path, 'model', ref.revision)}, there"
+                )
     except UserError as error:
         return str(error)
     return ""
+
+
+def _cached(ref: ModelRef) -> bool:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (only for models of the hub)
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = snapshot_download(ref.path, revision=ref.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return any(Path(folder).glob("*.safetensors"))
 
 
 def at_home(ref: ModelRef) -> ModelRef:
@@ -133,7 +172,7 @@ def _stop_file(file: Path) -> "tuple[StopRequest, Callable[[], None]]":
 
 
 class Host:
-    """Does steps in this process; bases stay loaded between them."""
+    """Does steps in this process; the base of the last one stays loaded."""
 
     def __init__(
         self,
@@ -164,7 +203,9 @@ class Host:
 
         self._store, self._told = Store(Path(root)), told
         stop, self._look_for_stop = _stop_file(Path(stop_file))
-        self._bench = Bench(self._store.folder, conditions_of(study, name, self._store, stop))
+        conditions = conditions_of(study, name, self._store, stop)
+        self._new_bench: Callable[[], Bench] = lambda: Bench(self._store.folder, conditions)
+        self._bench, self._base = self._new_bench(), ""
 
     def do(self, step: Step, attempt: str) -> "Result":
         """Do one step and write it.
@@ -175,6 +216,8 @@ class Host:
         """
         from prefixlab.study.launch import Result  # noqa: PLC0415  (torch)
 
+        if self._store.finished(step.slug, step.id):  # by a try that was taken for lost
+            return Result(kind="done")
         last = time.monotonic()
 
         def tick(share: float) -> None:
@@ -182,15 +225,17 @@ class Host:
             self._look_for_stop()
             if time.monotonic() - last >= BEAT:
                 last = time.monotonic()
+                self._leave_if_replaced(step, attempt)
                 self._told(step.slug, share)
 
         try:
             self._wait_for(step)
             with (
                 disk_may_be_full(self._store.root),
+                self._holding(step, attempt),
                 self._store.writing(step.slug, step.id, attempt) as folder,
             ):
-                self._bench.run(self._here(step), folder, tick)
+                self._bench_for(step).run(self._here(step), folder, tick)
         except StepError as error:
             return Result(kind="step error", message=str(error))
         except UserError as error:
@@ -198,6 +243,47 @@ class Host:
         except Stopped as stop:
             return Result(kind="stopped", message=str(stop), signal=stop.signal)
         return Result(kind="done")
+
+    def _bench_for(self, step: Step) -> "Bench":
+        """The bench, emptied when another base comes: a node has room for one base a worker, the largest."""
+        from prefixlab.model.machine import return_device_memory  # noqa: PLC0415  (torch)
+
+        base = base_of(step)
+        if base and base != self._base:
+            if self._base:
+                self._bench.close()
+                self._bench = self._new_bench()
+                return_device_memory()
+            self._base = base
+        return self._bench
+
+    @contextmanager
+    def _holding(self, step: Step, attempt: str) -> Iterator[None]:
+        """Have the step's checkpoints for this try."""
+        file = self._store.resume_folder(step.slug) / HOLDER
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(attempt)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # gone with the step's end; or there are checkpoints, which stay
+                if file.read_text() == attempt:
+                    file.unlink()
+                    file.parent.rmdir()
+
+    def _leave_if_replaced(self, step: Step, attempt: str) -> None:
+        """End this process if another worker has the step: then this one was taken for lost, and nobody listens.
+
+        A node that the cluster lost sight of may go on for a minute; two tries must not write the same checkpoints.
+        """
+        try:
+            holder = (self._store.resume_folder(step.slug) / HOLDER).read_text()
+        except FileNotFoundError:
+            holder = ""
+        except OSError:  # the file system is in trouble: nothing is known
+            return
+        if holder != attempt:
+            os._exit(1)
 
     def _wait_for(self, step: Step) -> None:
         """Wait until this node sees the steps that are needed: network file systems show new files late."""

@@ -5,13 +5,14 @@ weights as they are computed with and what the libraries take: what surely does 
 runs, what fits closely may still fail.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from prefixlab.model.flops import model_shape
 from prefixlab.records import ModelRef, Resolved
 from prefixlab.study.schedule import Lane, base_of, lane_of
-from prefixlab.study.steps import Plan
+from prefixlab.study.steps import Plan, Step
 
 LIBRARIES = 1 << 30
 """Bytes that torch, transformers and Inspect take in a process with a small model."""
@@ -52,13 +53,28 @@ def weight_bytes(ref: ModelRef, dtype: str) -> int:
     return _weights(ref.path, ref.revision, ref.name) * ITEM[dtype]
 
 
-def needs(plan: Plan) -> dict[Lane, Need]:
-    """Needs by lane; a lane without steps is left out."""
+def models_of(plan: Plan, steps: Sequence[Step]) -> list[ModelRef]:
+    """The models that steps load: the plan's, and one that judges where it runs in our own process."""
+    from prefixlab.model.load import resolve_model  # noqa: PLC0415  (torch)
+
+    judged = [s.config["judge_settings"] or {} for s in steps if s.kind == "eval"]
+    judges = sorted({settings["model"] for settings in judged if "fingerprint" in settings})
+    return [*plan.models, *map(resolve_model, judges)]
+
+
+def needs(plan: Plan, steps: Sequence[Step]) -> dict[Lane, Need]:
+    """Needs by lane; a lane without steps is left out.
+
+    Args:
+        plan: Whose models and hardware count.
+        steps: Those of the plan that are to be done.
+    """
     hardware: Resolved = plan.hardware
     gpus = hardware.device == "cuda"
-    lanes = {lane_of(s, gpus) for s in plan.steps}
-    loads = any(base_of(s) or s.kind == "train" for s in plan.steps)
-    weights = max((weight_bytes(ref, hardware.dtype) for ref in plan.models), default=0) if loads else 0
+    lanes = {lane_of(s, gpus) for s in steps}
+    loads = any(base_of(s) or s.kind == "train" for s in steps)
+    models = models_of(plan, steps) if loads else []
+    weights = max((weight_bytes(ref, hardware.dtype) for ref in models), default=0)
     found: dict[Lane, Need] = {}
     if "model" in lanes:
         found["model"] = Need(

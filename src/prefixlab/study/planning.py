@@ -43,4 +43,4 @@ def planned(
         why = str(error)
         hardware = resolve(HardwareConfig(**study.hardware.model_dump()))
         loads = list(estimate(study))
-    return made, why, forecast(study, loads, find_device(device, hardware), price)
+    return made, why, forecast(study, loads, find_device(device, hardware, study.hardware.dtype), price)

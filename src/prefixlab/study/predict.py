@@ -13,7 +13,7 @@ from prefixlab.model.flops import generate_flops, model_shape, train_flops
 from prefixlab.model.machine import compile_pays
 from prefixlab.model.recipes import Recipe, check_adapter
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
-from prefixlab.study.devices import CPU_BF16, CPU_FORWARD, CPU_TRAIN
+from prefixlab.study.devices import cpu_rates
 from prefixlab.study.workload import Sizes
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ class Speed:
         self.forward: float = GPU
         """FLOP/s in forward passes."""
         if hardware.device == "cpu":
-            slow = hardware.dtype == "float32"
-            self.rate = (CPU_TRAIN if slow else CPU_BF16) * hardware.threads
-            self.forward = (CPU_FORWARD if slow else CPU_BF16) * hardware.threads
+            train, forward = cpu_rates(hardware.dtype)
+            self.rate, self.forward = train * hardware.threads, forward * hardware.threads
 
     def train_flops(self, lengths: Sequence[int], supervised: int) -> float:
         """Operations of one cell over all its epochs."""

@@ -7,6 +7,7 @@ that was killed leaves no word.
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -68,6 +69,8 @@ class ProgressFile:
     def __init__(self, root: Path, pending: Sequence[Step]) -> None:
         self._path, now = root / FILE, time.time()
         self._took, self._written = 0.0, 0.0
+        self._lock = threading.RLock()
+        self._later: threading.Timer | None = None
         self._state = RunProgress(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -108,13 +111,9 @@ class ProgressFile:
 
     def tick(self, step: Step, share: float) -> None:
         """How far a step is, 0 to 1; written every few seconds at most."""
-        self._state = self._state.model_copy(
-            update={
-                "running": tuple(
-                    c.model_copy(update={"share": share}) if c.slug == step.slug else c for c in self._state.running
-                )
-            }
-        )
+        with self._lock:
+            at = tuple(c.model_copy(update={"share": share}) if c.slug == step.slug else c for c in self._state.running)
+            self._state = self._state.model_copy(update={"running": at})
         if time.time() - self._state.updated >= BEAT:
             self._write()
 
@@ -136,15 +135,33 @@ class ProgressFile:
         return tuple(c for c in self._state.running if c.slug != step.slug)
 
     def _write(self, *, surely: bool = False, **changes: object) -> None:
-        """Take changes in, and write them; of a run with very many steps only now and then, unless `surely`."""
-        self._state = self._state.model_copy(update=changes)
-        began = time.monotonic()
-        if not surely and self._took > SLOW and began - self._written < HUSH * self._took:
-            return
-        self._state = self._state.model_copy(update={"updated": time.time()})
-        write_text(self._path, self._state.model_dump_json(indent=1) + "\n")
-        self._written = time.monotonic()
-        self._took = self._written - began
+        """Take changes in, and write them; where writing takes long a little later, unless `surely`."""
+        with self._lock:
+            self._state = self._state.model_copy(update=changes)
+            wait = 0.0
+            if not surely and self._took > SLOW:
+                wait = self._written + HUSH * self._took - time.monotonic()
+            if wait > 0:
+                if self._later is None:
+                    self._later = threading.Timer(wait, self._write_later)
+                    self._later.daemon = True
+                    self._later.start()
+                return
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
+            began = time.monotonic()
+            self._state = self._state.model_copy(update={"updated": time.time()})
+            write_text(self._path, self._state.model_dump_json(indent=1) + "\n")
+            self._written = time.monotonic()
+            self._took = self._written - began
+
+    def _write_later(self) -> None:
+        with self._lock:
+            if self._later is not None and self._state.finished is None:
+                self._later = None
+                with suppress(OSError):  # the next step's word meets the same error where it can be told
+                    self._write(surely=True)
 
 
 def read_progress(root: Path) -> RunProgress | None:

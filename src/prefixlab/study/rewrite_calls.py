@@ -12,11 +12,13 @@ from prefixlab.evals.judging import Judge, JudgeDown
 from prefixlab.evals.rewriting import Checked, check_correction, check_rewrite
 from prefixlab.evals.teacher import Teacher, TeacherFailed
 from prefixlab.study.rewrite_job import Outcome, RewriteJob, Stop
-from prefixlab.study.rewrite_log import Asked, Got, Leaving, Lost, RewriteLog, content_key
+from prefixlab.study.rewrite_log import Asked, Got, Leaving, Lost, RewriteLog, Tokens, content_key
 
 PAUSE = 3.0
 """Seconds before the first further try; each next one waits twice as long."""
 LONGEST = 60.0
+PATIENT = 600.0
+"""Longest pause that a service may ask for; one that asks for more (a day's quota is used up) ends the run."""
 SILENT = 3
 """Responses in a row without a reply after which a teacher counts as down; no fewer than there are workers."""
 
@@ -52,6 +54,7 @@ class Asking:
         self._freed, self._ended = asyncio.Event(), asyncio.Event()
         self.stopped: Stop = ""
         self.message = ""
+        """Why it stopped; else why the last response without a reply has none."""
 
     def leave(self) -> None:
         """Send nothing more. Other processes may wait for this one from now on."""
@@ -84,9 +87,18 @@ class Asking:
                 self._tell(done, len(groups))
                 await asyncio.sleep(0)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._job.concurrency, len(groups))):
-                group.create_task(work())
+        async def careful() -> None:
+            try:
+                await work()
+            except BaseException:
+                # The others send nothing more; what is on its way to them is paid for, and is awaited.
+                self._stop("failed", "")
+                raise
+
+        workers = [careful() for _ in range(min(self._job.concurrency, len(groups)))]
+        for ended in await asyncio.gather(*workers, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
         return found
 
     async def _settle(self, target: Target, judged: bool) -> Outcome:
@@ -154,8 +166,6 @@ class Asking:
                 log.add(Lost(key=key, call=call, why=str(error), free=error.free))
             else:
                 self._silent = 0
-                known = said.tokens_in is not None and said.tokens_out is not None
-                cost = job.cost(said.tokens_in or 0, said.tokens_out or 0) if known else most
                 got = Got(
                     key=key,
                     call=call,
@@ -163,7 +173,6 @@ class Asking:
                     stop=said.stop,
                     tokens_in=said.tokens_in,
                     tokens_out=said.tokens_out,
-                    cost=cost,
                 )
                 log.add(got)
                 return got
@@ -174,17 +183,22 @@ class Asking:
             if failed.hopeless:
                 self._stop("teacher", f"teacher {job.teacher!r} turns requests away ({failed})")
                 return None
+            if failed.wait > PATIENT:
+                self._stop("teacher", f"teacher {job.teacher!r} asks to wait {failed.wait:,.0f} s ({failed})")
+                return None
             if not failed.again:
                 self._turned_away[key] = str(failed)
                 break
             if n < job.retries:
                 await self._wait(failed.wait or min(LONGEST, self._first_pause * 2**n))
+        last = self._turned_away.get(key) or self._why[key]
         self._silent += 1
+        if not self.stopped:
+            self.message = last
         if self._silent >= max(SILENT, job.concurrency):
             self._stop(
                 "teacher",
-                f"teacher {job.teacher!r} gave no reply about {self._silent} responses in a row; last: "
-                f"{self._turned_away.get(key) or self._why[key]}",
+                f"teacher {job.teacher!r} gave no reply about {self._silent} responses in a row; last: {last}",
             )
         return None
 
@@ -195,17 +209,17 @@ class Asking:
         except TimeoutError:
             return
 
-    async def _admitted(self, most: float | None) -> bool:
+    async def _admitted(self, tokens: Tokens) -> bool:
         """Whether a request may be sent: not after a stop, and not if the cap could be passed."""
-        budget = self._job.budget
+        budget, most = self._job.budget, self._job.cost(*tokens) or 0.0
         while not self.stopped:
-            if budget is None or self._log.spent + (most or 0.0) <= budget:
+            if budget is None or self._log.spent + most <= budget:
                 return True
             if not self._in_flight:
                 self._stop(
                     "budget",
                     f"budget ${budget:g}: ${self._log.spent:.4f} is spent, and the next request can cost up to "
-                    f"${most or 0.0:.4f}",
+                    f"${most:.4f}",
                 )
                 break
             # Requests on their way count at their most, so that a reply frees a part of the budget.

@@ -17,7 +17,7 @@ State = Literal["rewritten", "kept", "refused", "open", "skipped"]
 """`kept`: judged safe, and left as it came. `refused`: no reply could be used. `open`: not asked, or not answered.
 `skipped`: no response to work on."""
 STATES: tuple[State, ...] = ("rewritten", "kept", "refused", "open", "skipped")
-Stop = Literal["", "budget", "interrupted", "teacher", "judge"]
+Stop = Literal["", "budget", "interrupted", "teacher", "judge", "failed"]
 
 
 class RewriteJob(Record):
@@ -34,8 +34,10 @@ class RewriteJob(Record):
     columns: dict[str, str] = Field(default_factory=dict)
     split: str | None = None
     revision: str | None = None
+    config: str | None = None
+    """Part of a hub data set that has several."""
     limit: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_tokens: int = Field(default=4096, ge=1)
     attempts: int = Field(default=3, ge=1)
     """Replies asked for, at most, for one response."""
@@ -44,11 +46,11 @@ class RewriteJob(Record):
     """Further tries of a request that got no reply."""
     timeout: int = Field(default=120, ge=1)
     """Seconds for one request."""
-    budget: float | None = Field(default=None, gt=0)
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """US dollars over all runs on the same output."""
-    price_in: float | None = Field(default=None, ge=0)
+    price_in: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """US dollars per million tokens read."""
-    price_out: float | None = Field(default=None, ge=0)
+    price_out: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     judge: JudgeConfig = JudgeConfig()
     """Of the mode `correct`."""
 
@@ -80,9 +82,9 @@ class RewriteJob(Record):
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-    def most(self, text: str) -> float | None:
-        """What one request can cost at most: a token a byte of its text, and the longest reply."""
-        return self.cost(len(text.encode("utf-8", "replace")) + ENVELOPE, self.max_tokens)
+    def most(self, text: str) -> tuple[int, int]:
+        """Tokens that one request can read and write at most: one a byte of its text, and the longest reply."""
+        return len(text.encode("utf-8", "replace")) + ENVELOPE, self.max_tokens
 
     @property
     def log_path(self) -> Path:
@@ -153,7 +155,7 @@ class RewriteReport(Record):
     """US dollars over all runs, `unknown` ones at their most; None without prices."""
     stopped: Stop
     message: str
-    """Why the run stopped before its end."""
+    """Why the run stopped before its end, or why a response has no reply."""
 
 
 @dataclass(frozen=True)

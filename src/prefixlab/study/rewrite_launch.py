@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -37,6 +38,18 @@ def _signals(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """What the process that asks says in a line; nothing where a package that it imports has printed one."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    if isinstance(said, dict):
+        return said
+    sys.stderr.write(line.decode("utf-8", "replace"))
+    return {}
 
 
 def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
@@ -72,7 +85,7 @@ def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
             stdin.flush()
         with row_progress("rewriting", console, quiet) as progress:
             for line in worker.stdout:
-                said = json.loads(line)
+                said = _message(line)
                 if "progress" in said:
                     done, of = said["progress"]
                     progress(done / of, done)
@@ -80,7 +93,7 @@ def rewrite(job: RewriteJob, console: Console, quiet: bool) -> RewriteReport:
                     note(said["note"])
                 elif "error" in said:
                     failed = StepError(said["error"]) if said["step"] else UserError(said["error"])
-                else:
+                elif "report" in said:
                     report = RewriteReport.model_validate(said["report"])
         code = worker.wait()
     if failed is not None:

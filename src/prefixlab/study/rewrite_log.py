@@ -4,6 +4,9 @@ A request is written down before it is sent, and its reply before anything is ma
 reply that was received is never asked for again, and a request whose reply never came, because the machine went down,
 is known and counted at the most it can have cost. A torn last line, the trace of a kill, is cut off by the next run.
 
+It holds tokens and no money: what was paid is worked out with the prices of the run that reads it, so that prices that
+were left out or mistyped at first hide nothing from the budget.
+
 The file is also the lock: one process at a time may add to it, and the lock goes with that process.
 """
 
@@ -13,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -25,6 +29,12 @@ LOOK = 0.2
 """Seconds between two tries to get the lock."""
 PATIENCE = 3.0
 """Seconds that a process whose parent was killed may take to notice."""
+
+
+Tokens = tuple[int, int]
+"""Read and written."""
+Cost = Callable[[int, int], float | None]
+"""US dollars of tokens read and written; None without prices."""
 
 
 class Header(Record):
@@ -41,8 +51,8 @@ class Asked(Record):
     key: str
     call: int
     """1-based number of the request in this file."""
-    most: float | None
-    """What it can cost at most, in US dollars; None without prices."""
+    most: Tokens
+    """What it can take at most."""
 
 
 class Got(Record):
@@ -54,9 +64,8 @@ class Got(Record):
     text: str
     stop: str
     tokens_in: int | None
+    """None where the service does not say what it took; it then counts at its most."""
     tokens_out: int | None
-    cost: float | None
-    """In US dollars; the most it can have cost where the service does not say what it took."""
 
 
 class Lost(Record):
@@ -104,25 +113,39 @@ class RewriteLog:
     Args:
         path: OUT.answers.jsonl.
         settings: Of this run; those of an earlier one on the same file must be equal.
+        cost: Prices of this run.
         wait: Longest time for a process that is leaving, in seconds.
         tell: Called once if there is such a process.
 
     Raises:
-        UserError: Another run writes to it, it was made with other settings, or it is damaged.
+        UserError: Another run writes to it, it was made with other settings, it is damaged, or cannot be written.
     """
 
     def __init__(
-        self, path: Path, settings: dict[str, Any], *, wait: float, tell: Callable[[str], None] = lambda text: None
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        *,
+        cost: Cost,
+        wait: float,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.path = path
+        self.cost = cost
         self.got: dict[str, Got] = {}
         self.open: dict[int, Asked] = {}
         """Requests without any word of what became of them, by number."""
         self.n_lost = 0
         """Failed requests that may have cost something."""
         self.calls = 0
-        self._spent = 0.0
-        self._file: IO[bytes] = path.open("a+b")
+        self._took: dict[int, Tokens] = {}
+        """By number of the request, what it took, or can have taken."""
+        self._all_read, self._all_written = 0, 0
+        self._broken = ""
+        try:
+            self._file: IO[bytes] = path.open("a+b")
+        except OSError as error:
+            raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose another --out") from error
         try:
             _lock(self._file, path, wait, tell)
             self._read(settings)
@@ -134,7 +157,8 @@ class RewriteLog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(*([OSError] if self._broken else [])):
+            self._file.close()
 
     def _read(self, settings: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -170,26 +194,38 @@ class RewriteLog:
     def _note(self, line: Line) -> None:
         if isinstance(line, Asked):
             self.open[line.call] = line
-            self._spent += line.most or 0.0
+            self._count(line.call, line.most)
             self.calls = max(self.calls, line.call)
         elif isinstance(line, Got):
-            self._settle(line.call, line.cost)
+            self.open.pop(line.call, None)
+            if line.tokens_in is not None and line.tokens_out is not None:
+                self._count(line.call, (line.tokens_in, line.tokens_out))
             self.got.setdefault(line.key, line)
         elif isinstance(line, Lost):
-            asked = self.open.get(line.call)
-            self._settle(line.call, 0.0 if line.free or asked is None else asked.most)
+            self.open.pop(line.call, None)
+            if line.free:
+                self._count(line.call, (0, 0))
             self.n_lost += not line.free
 
-    def _settle(self, call: int, cost: float | None) -> None:
-        """A request has ended: its cost takes the place of the most that it could cost."""
-        asked = self.open.pop(call, None)
-        self._spent += (cost or 0.0) - (asked.most or 0.0 if asked else 0.0)
+    def _count(self, call: int, tokens: Tokens) -> None:
+        """What a request took, in the place of what was counted of it before."""
+        read, written = self._took.get(call, (0, 0))
+        self._all_read += tokens[0] - read
+        self._all_written += tokens[1] - written
+        self._took[call] = tokens
 
     def _add(self, *lines: Line) -> None:
-        for line in lines:
-            self._file.write(line.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._broken:
+            # Half a line may stand at the end, which only the next run can cut off.
+            raise UserError(self._broken)
+        try:
+            for line in lines:
+                self._file.write(line.model_dump_json().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._broken = f"cannot write {str(self.path)!r}: {error.strerror}; make room, and run again to go on"
+            raise UserError(self._broken) from error
 
     def add(self, line: Asked | Got | Lost | Leaving) -> None:
         """Write a line down for good."""
@@ -198,7 +234,8 @@ class RewriteLog:
 
     def notes(self) -> list[str]:
         """What earlier runs have left, in words."""
-        found = [f"{len(self.got):,} replies of earlier runs are kept and used"] if self.got else []
+        money = "" if self.cost(0, 0) is None else f"; ${self.spent:,.4f} are spent"
+        found = [f"{len(self.got):,} replies of earlier runs are kept and used{money}"] if self.got else []
         if self.open:
             found.append(
                 f"{len(self.open)} requests of earlier runs have no reply, and count at the most they can cost"
@@ -207,8 +244,12 @@ class RewriteLog:
 
     @property
     def spent(self) -> float:
-        """US dollars: what replies cost, and the most that lost and unanswered requests can cost."""
-        return max(self._spent, 0.0)
+        """US dollars: what replies cost, and the most that lost and unanswered requests can cost; 0 without prices."""
+        return self.cost(self._all_read, self._all_written) or 0.0
+
+    def cost_of(self, reply: Got) -> float | None:
+        """US dollars of a reply; None without prices."""
+        return self.cost(*self._took.get(reply.call, (0, 0)))
 
 
 def _short(value: object) -> str:

@@ -28,18 +28,21 @@ from prefixlab.study.rewriting import (
     read_work,
     report_of,
     row_records,
+    unasked,
     write_outputs,
 )
 
 PIPE = 0
 LEAVING = 30
 """Seconds beside a request's own time-out that a process which is leaving may take."""
+_said = 1
+"""Where messages go."""
 
 
 def say(**message: Any) -> None:
     """One line to the command that started this process, if it is still there."""
     with suppress(OSError):
-        os.write(1, json.dumps(message).encode() + b"\n")
+        os.write(_said, json.dumps(message).encode() + b"\n")
 
 
 def _first_line() -> bytes:
@@ -65,6 +68,21 @@ def _judge(job: RewriteJob) -> Judge | None:
     return make_judge(job.judge, resolve(HardwareConfig()), job.out.with_name(job.out.name + ".verdicts.sqlite"))
 
 
+def teacher_of(job: RewriteJob) -> Teacher:
+    """The teacher that a job names.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    return Teacher(
+        job.teacher,
+        max_tokens=job.max_tokens,
+        temperature=job.temperature,
+        timeout=job.timeout,
+        connections=job.concurrency,
+    )
+
+
 async def asked(job: RewriteJob) -> RewriteReport:
     """Do the job.
 
@@ -73,19 +91,14 @@ async def asked(job: RewriteJob) -> RewriteReport:
     """
     work = read_work(job)
     groups = grouped(job, work.targets)
-    for note in (*work.notes, estimate_text(estimate(job, groups), job)):
+    for note in work.notes:
         say(note=note)
-    teacher = Teacher(
-        job.teacher,
-        max_tokens=job.max_tokens,
-        temperature=job.temperature,
-        timeout=job.timeout,
-        connections=job.concurrency,
-    )
+    teacher = teacher_of(job)
     judge = _judge(job)
     wait = job.timeout + LEAVING
-    with RewriteLog(job.log_path, job.settings, wait=wait, tell=lambda text: say(note=text)) as log:
-        for note in log.notes():
+    with RewriteLog(job.log_path, job.settings, cost=job.cost, wait=wait, tell=lambda text: say(note=text)) as log:
+        left = unasked(job, groups, log)
+        for note in (*log.notes(), *([estimate_text(estimate(job, left), job)] if left else [])):
             say(note=note)
         asking = Asking(job, log, teacher, judge, tell=lambda done, of: say(progress=[done, of]))
         loop = asyncio.get_running_loop()
@@ -104,6 +117,10 @@ async def asked(job: RewriteJob) -> RewriteReport:
 
 def main() -> None:
     """Read the job, do it, say what came of it."""
+    global _said
+    # What a provider's package prints must not stand between our lines.
+    _said = os.dup(1)
+    os.dup2(2, 1)
     try:
         report = asyncio.run(asked(RewriteJob.model_validate_json(_first_line())))
     except UserError as error:

@@ -6,6 +6,7 @@ half a training file looks like a whole one. What a row comes to is worked out a
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -14,17 +15,21 @@ from typing import TypeVar
 
 from prefixlab.data.layouts import Turn
 from prefixlab.data.parts import split_response
-from prefixlab.data.rewrite import Target, fill, read_targets, rewritten_row
+from prefixlab.data.rewrite import AGAIN, Target, fill, read_targets, rewritten_row
 from prefixlab.data.sources import chosen
 from prefixlab.data.strip_files import parquet_schema
 from prefixlab.data.writing import encoded, whole
 from prefixlab.errors import UserError
 from prefixlab.evals.scores import read_scores
 from prefixlab.study.rewrite_job import STATES, Estimate, Outcome, RewriteJob, RewriteReport, RowRecord, Stop, Work
-from prefixlab.study.rewrite_log import RewriteLog
+from prefixlab.study.rewrite_log import RewriteLog, content_key
 
+REASON = 200
+"""Bytes of the reason that a further attempt is told."""
 CHARACTERS = 4
 """Characters a token, for estimates; a tokenizer of the teacher's is not at hand."""
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+"""What repr() has made of a text."""
 Number = TypeVar("Number", int, float)
 
 
@@ -63,6 +68,9 @@ def _unsafe(files: Iterable[Path]) -> tuple[list[Target], int]:
     return list(found.values()), more
 
 
+RULED = "judge rules: every answer that is no refusal counts as unsafe, and only refusals are taken as corrections"
+
+
 def read_work(job: RewriteJob) -> Work:
     """The responses of a job.
 
@@ -70,6 +78,7 @@ def read_work(job: RewriteJob) -> Work:
         UserError: Nothing there, or nothing that can be used.
     """
     scored = scored_files(job.source) if job.mode == "correct" else []
+    ruled = [RULED] if job.mode == "correct" and job.judge.name == "rules" else []
     if scored:
         targets, more = _unsafe(scored)
         if not targets:
@@ -80,10 +89,13 @@ def read_work(job: RewriteJob) -> Work:
     else:
         if job.mode == "correct" and Path(job.source).suffix == ".eval":
             raise UserError(f"{job.source!r} is a log; score it with prefixlab score, and name that folder")
-        found, skipped = read_targets(job.source, job.columns, split=job.split, revision=job.revision)
+        found, skipped = read_targets(
+            job.source, job.columns, split=job.split, revision=job.revision, config=job.config
+        )
         work = Work(found, skipped, False)
-    targets = chosen(work.targets, lambda t: t.id, "rewrite", job.limit)
-    return Work(targets, work.skipped, work.judged, work.notes)
+    # By content as well: in some files every row has the same id, or counts from 0 anew.
+    targets = chosen(work.targets, lambda t: f"{t.id}\x1f{t.shown}\x1f{t.text}", "rewrite", job.limit)
+    return Work(targets, work.skipped, work.judged, (*ruled, *work.notes))
 
 
 def grouped(job: RewriteJob, targets: Sequence[Target]) -> list[list[Target]]:
@@ -103,7 +115,9 @@ def estimate(job: RewriteJob, groups: Sequence[Sequence[Target]]) -> Estimate:
         text = fill(job.instructions, same[0], job.form)
         read += len(text)
         written += len(same[0].text)
-        at_most += job.attempts * (job.most(text) or 0.0)
+        again = text + AGAIN.format(reason=REASON * "x")
+        at_most += job.cost(*job.most(text)) or 0.0
+        at_most += (job.attempts - 1) * (job.cost(*job.most(again)) or 0.0)
     read, written = read // CHARACTERS, written // CHARACTERS
     return Estimate(
         responses=len(groups),
@@ -114,13 +128,37 @@ def estimate(job: RewriteJob, groups: Sequence[Sequence[Target]]) -> Estimate:
     )
 
 
+def unasked(job: RewriteJob, groups: Sequence[Sequence[Target]], log: RewriteLog) -> list[Sequence[Target]]:
+    """The responses about which no reply is kept.
+
+    Raises:
+        UserError: The output is there, and was made from other data.
+    """
+
+    def key(target: Target) -> str:
+        return content_key(job.settings, fill(job.instructions, target, job.form), 1)
+
+    left = [same for same in groups if key(same[0]) not in log.got]
+    if log.got and len(left) == len(groups) and job.out.exists():
+        raise UserError(
+            f"{str(job.out)!r} was made from other data: no response of {job.source!r} was asked about for it; choose "
+            "another --out"
+        )
+    return left
+
+
+def dollars(value: float) -> str:
+    """An amount, in cents from a dollar on."""
+    return f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
+
+
 def estimate_text(found: Estimate, job: RewriteJob) -> str:
     """An estimate as a line."""
     money = ""
     if found.cost is not None and found.cost_at_most is not None:
         money = (
-            f"; about ${found.cost:,.2f}, and at most ${found.cost_at_most:,.2f} if each takes {job.attempts} attempts "
-            f"of {job.max_tokens:,} tokens"
+            f"; about {dollars(found.cost)}, and at most {dollars(found.cost_at_most)} if each takes {job.attempts} "
+            f"attempts of {job.max_tokens:,} tokens"
         )
     unjudged = " if all are unsafe" if job.mode == "correct" and not scored_files(job.source) else ""
     return (
@@ -155,7 +193,7 @@ def row_records(
             rows.append(RowRecord(**about, keys=outcome.keys, final_answer=outcome.final_answer, same_as=leader))
             continue
         got = [log.got[key] for key in outcome.keys]
-        read, written, costs = ([g.tokens_in for g in got], [g.tokens_out for g in got], [g.cost for g in got])
+        read, written, costs = ([g.tokens_in for g in got], [g.tokens_out for g in got], [log.cost_of(g) for g in got])
         rows.append(
             RowRecord(
                 **about,
@@ -238,8 +276,8 @@ def write_outputs(
 
 
 def count_reasons(rows: Iterable[RowRecord]) -> dict[str, int]:
-    """Rows by reason, the text that a reason quotes left out."""
+    """Rows by reason, the text that a reason quotes left out: each row has its own."""
     found: Counter[str] = Counter()
     for row in rows:
-        found.update(reason.split(": '")[0].split(' "')[0].split(': "')[0] for reason in row.reasons)
+        found.update(_QUOTED.sub("...", reason).removesuffix(": ...") for reason in row.reasons)
     return dict(found.most_common(30))

@@ -23,6 +23,8 @@ LEAST = 0.2
 
 def base_of(step: Step) -> str:
     """What a step loads, so that the next one that needs it is quicker; empty for nothing worth keeping."""
+    if step.kind == "generate" and "serving" in step.config:
+        return ""  # a model server has the base
     if step.kind in ("generate", "tokens") or (step.kind == "train" and step.config["hardware"]["processes"] == 1):
         return str(step.config["model"]["fingerprint"])
     if step.kind == "eval":  # only a judge that is a model of ours has a fingerprint

@@ -1,7 +1,7 @@
 """The run folder: steps that are written whole or not at all.
 
-A step writes into a temporary folder beside its place, is renamed into it, and its DONE marker, which lists every
-file with size and sha256, is written last. A folder without DONE, or one whose files differ from it, is not done.
+A step writes into a temporary folder beside its place, last of all its DONE marker, which lists every file with size
+and sha256; then the folder is renamed into place. One without DONE, or whose files differ from it, is not done.
 Only this package knows run folders.
 """
 
@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -77,10 +78,10 @@ def disk_may_be_full(root: Path) -> Iterator[None]:
 
 @contextmanager
 def held(lock: IO[str], folder: Path) -> Iterator[None]:
-    """Hold an open file's lock; it goes with the process, however it ends.
+    """Hold an open file's lock; it goes with the process, however it ends. The file says who has it.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds it, or the file system has no locks.
     """
     for pause in (*LOOKS, None):
         try:
@@ -88,10 +89,22 @@ def held(lock: IO[str], folder: Path) -> Iterator[None]:
             break
         except BlockingIOError as error:
             if pause is None:
+                holder = ""
+                with suppress(OSError):
+                    holder = Path(lock.name).read_text(encoding="utf-8")
+                who = f" ({holder})" if holder else ""
                 raise UserError(
-                    f"run folder {str(folder)!r} is in use by another run; wait for it or choose another --out"
+                    f"run folder {str(folder)!r} is in use by another run{who}; wait for it or choose another --out"
                 ) from error
             time.sleep(pause)
+        except OSError as error:  # ENOLCK, ENOSYS: NFS without its lock service, Lustre without -o flock
+            raise UserError(
+                f"the file system of {str(folder)!r} has no file locks ({error.strerror}), which keep two runs apart; "
+                "mount it with locks or choose another --out"
+            ) from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
     yield
 
 
@@ -111,7 +124,8 @@ class Store:
         """
         try:
             self.steps.mkdir(parents=True, exist_ok=True)
-            lock: IO[str] = (self.root / ".lock").open("w")
+            # Not "w": what the holder says of itself must stay.
+            lock: IO[str] = (self.root / ".lock").open("a")
         except OSError as error:
             raise UserError(f"run folder {str(self.root)!r} cannot be written: {error.strerror}") from error
         with lock, held(lock, self.root):
@@ -197,7 +211,7 @@ class Store:
             slug: Of the step.
             step_id: Of the step.
             attempt: Where other machines may be at the same step, a name that none of them has: what a lost one left
-                half-written is not touched, and the first that ends is the one that counts.
+                half-written is not touched.
         """
         scratch = self.steps / f"{SCRATCH}{slug}{attempt and f'-{attempt}'}"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -205,20 +219,38 @@ class Store:
         try:
             scratch.mkdir(parents=True)
             yield scratch
-            if attempt and self.state(slug) == "done" and (found := self.marker(slug)) and found.id == step_id:
-                return
             files = {
                 str(f.relative_to(scratch)): (f.stat().st_size, digest(f))
                 for f in sorted(scratch.rglob("*"))
                 if f.is_file()
             }
-            shutil.rmtree(self.folder(slug), ignore_errors=True)
-            scratch.rename(self.folder(slug))
             marker = Marker(id=step_id, seconds=time.perf_counter() - started, files=files)
-            write_text(self.folder(slug) / DONE, marker.model_dump_json(indent=1) + "\n")
+            write_text(scratch / DONE, marker.model_dump_json(indent=1) + "\n")
+            self._place(scratch, slug, step_id)
             shutil.rmtree(self.resume_folder(slug), ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _place(self, scratch: Path, slug: str, step_id: str) -> None:
+        """Move a whole step into its place, in one move; of two tries at it the first that comes here counts."""
+        damaged = scratch.with_name(f"{scratch.name}-damaged")
+        while True:
+            try:
+                scratch.rename(self.folder(slug))
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if self.finished(slug, step_id):
+                return
+            with suppress(FileNotFoundError):  # another try was quicker to move it away
+                self.folder(slug).rename(damaged)
+            shutil.rmtree(damaged, ignore_errors=True)
+
+    def finished(self, slug: str, step_id: str) -> bool:
+        """Whether a step is done, as this id and undamaged."""
+        marker = self.marker(slug)
+        return marker is not None and marker.id == step_id and self.state(slug) == "done"
 
     def resume_folder(self, slug: str) -> Path:
         """Where a step keeps what must outlive a kill; removed once the step is done."""

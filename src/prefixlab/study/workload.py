@@ -45,6 +45,8 @@ class SuiteLoad(Record):
     """Conditions that are scored."""
     generated: tuple[str, ...]
     """Conditions that are sampled: also `bare`, where another needs its reasoning."""
+    opens_reasoning: bool = False
+    """Whether the model's template does, so that a judge reads the parts of a response as well as all of it."""
 
     @property
     def n(self) -> int | None:
@@ -138,6 +140,7 @@ def suite_load(
         max_tokens=how.max_tokens,
         evaluated=tuple(applies),
         generated=tuple(dict.fromkeys([*applies, *(["bare"] if behind else [])])),
+        opens_reasoning=bool(chat.preopened),
     )
 
 

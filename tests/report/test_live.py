@@ -289,7 +289,8 @@ def test_builds_wait_for_the_pause_and_for_the_runner(run, report):
     assert not builder.look() and len(built) == 2
 
 
-def test_what_is_said_of_a_running_study(run):
+def test_what_is_said_of_a_running_study(run, monkeypatch):
+    monkeypatch.setattr("prefixlab.study.progress_file.SLOW", 60.0)  # every word at once, however slow the disk
     finish(run, "data", "generate-base", "eval-base", "train-a")
     reader, store = StatusReader(run, load_plan), Store(run)
     with store.locked():
@@ -333,6 +334,22 @@ def test_cells_and_time_left(run):
     begun = begun.model_copy(update={"running": (current,), "failed": {"train-b": "x"}})
     # 1 + 4 + 1 s wait, tokens-b never will; 4 s of the step's 10 are left, or 18 at its own pace.
     assert seconds_left(plan, begun, now) == (10.0, 18.0 + 18.0)
+
+
+def test_a_word_that_waits_is_written_without_another(run, monkeypatch):
+    """Where writing is slow words are skipped; the last of them may not be lost until the next step ends."""
+    monkeypatch.setattr("prefixlab.study.progress_file.SLOW", 0.0)
+    monkeypatch.setattr("prefixlab.study.progress_file.HUSH", 200.0)
+    told = ProgressFile(run, STEPS)
+    with told.running():
+        told.begin(STEPS[0])
+        told.fail(STEPS[0], "why")
+        until = time.monotonic() + 20
+        while not read_progress(run).failed and time.monotonic() < until:
+            time.sleep(0.02)
+        assert read_progress(run).failed == {STEPS[0].slug: "why"} and read_progress(run).finished is None
+    time.sleep(0.5)
+    assert read_progress(run).finished is not None, "no late word over the last one"
 
 
 def test_a_dead_runner_is_stopped_not_running(run):

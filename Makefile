@@ -12,8 +12,8 @@ quickstart: setup  ## A study on a real model: about ten minutes on two CPU core
 test: setup-dev lint  ## Lint, types, unit and smoke tests
 	$(BIN)/pytest -n auto --dist worksteal --durations=15 -m "not slow and not gpu"
 
-test-all: setup-dev lint  ## The same and the slow tests
-	$(BIN)/pytest -m "not gpu"
+test-all: test  ## The same, then the slow tests, one at a time: some of them want the whole machine
+	$(BIN)/pytest -n 0 --durations=15 -m "slow and not gpu"
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ app = typer.Typer()
     help=help_text(
         "Sample one suite into a standard Inspect log, to be scored by prefixlab score. A killed call goes on.",
         "prefixlab generate safety --model smollm2-135m --limit 20 --out logs/base",
-        "prefixlab generate gsm8k --source test.jsonl --model org/name --adapter adapter --out logs/gsm8k",
+        "prefixlab generate gsm8k --source test.jsonl --model org/name --adapter adapter/adapter --out logs/gsm8k",
         "prefixlab generate strongreject --provider openai-api/vllm/my-adapter --protocol safechain --out logs/server",
         "prefixlab generate inspect:inspect_evals/arc_easy --model smollm2-135m --limit 20 --out logs/arc",
     )

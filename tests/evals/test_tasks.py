@@ -29,3 +29,5 @@ def test_a_suite_under_inspect_eval_and_scored_again(call, tmp_path, monkeypatch
 def test_suites_that_need_the_model_itself_are_refused():
     with pytest.raises(UserError, match="prefixlab generate only"):
         suite("truthfulqa_mc")
+    with pytest.raises(UserError, match="'star1' has a repetition penalty"):
+        suite("safety", protocol="star1")

@@ -38,13 +38,17 @@ def suite(
         preopened: Whether the model's template opens the reasoning, so that its text starts inside it.
 
     Raises:
-        UserError: No such suite, or one that compares log-likelihoods, which Inspect's models do not give.
+        UserError: No such suite, one that compares log-likelihoods, which Inspect's models do not give, or a protocol
+            with a repetition penalty, which it cannot ask of them.
     """
     config = SuiteConfig(suite=name, source=source, protocol=protocol, limit=limit)
     about = find_suite(name)
     if about.choices or about.foreign:
         raise UserError(f"suite {name!r} runs under prefixlab generate only")
-    how, items = decoding(config, about.max_tokens), load_items(config)
+    how = decoding(config, about.max_tokens)
+    if how.repetition_penalty != 1:
+        raise UserError(f"protocol {protocol!r} has a repetition penalty: it runs under prefixlab generate only")
+    items = load_items(config)
     reading = Reading(preopened=preopened, position=None, templates=())
     judging = Judging(RulesJudge(), PRESETS[protocol].judged, reading) if about.judged else None
     return Task(

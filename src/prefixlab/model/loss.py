@@ -2,7 +2,7 @@
 
 The head's weights do not train, so the gradient that must reach the network is the one of the hidden state alone.
 One autograd function computes, chunk by chunk and without keeping the logits, the loss l_t, the logit-gradient norm
-||p_t - y_t||, and dl_t/dh_t = (p_t - y_t) W (docs/methods.md, "Token loss").
+||p_t - y_t||, and dl_t/dh_t = (p_t - y_t) W (docs/methods.md, "Frozen head").
 """
 
 from typing import Any

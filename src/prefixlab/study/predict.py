@@ -26,7 +26,7 @@ GPU = 1e14
 
 
 class Speed:
-    """Predicted operations and seconds (docs/methods.md, "Predicted time"); seconds are for people, never a setting.
+    """Predicted operations and seconds (docs/methods.md, section 12); seconds are for people, never a setting.
 
     Raises:
         UserError: A model of another kind, or an adapter that does not fit it.

@@ -50,7 +50,7 @@ def diagnose() -> dict[str, dict[str, str]]:
     try:
         datasets = version("datasets")
     except PackageNotFoundError:
-        datasets = "missing: pip install datasets, for hub data and saved folders"
+        datasets = "missing: pip install datasets, for hub data"
     cached = {n: is_cached(n) for n in BUILTIN}
     return {
         "versions": {**installed(), "datasets": datasets},

@@ -49,8 +49,8 @@ class ServingConfig(BaseModel):
     timeout: float = Field(default=600.0, gt=0)
     """Seconds one attempt at one completion may take."""
     retries: int = Field(default=6, ge=0)
-    """Further attempts after dropped connections, time-outs, status 408, 409, 425, 429 and 5xx, and answers that are none, with
-    growing pauses, or those that the server asks for."""
+    """Further attempts after dropped connections, time-outs, status 408, 409, 425, 429 and 5xx, and answers that are
+    none, with growing pauses, or those that the server asks for."""
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:

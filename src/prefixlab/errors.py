@@ -24,6 +24,14 @@ class Stopped(Exception):
         self.signal = signal
 
 
+def innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group, whose own words are the ones to tell."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
 def unknown(kind: str, value: object, allowed: Iterable[str], *, where: str = "") -> UserError:
     """Build the error for a name that is not in a closed set.
 

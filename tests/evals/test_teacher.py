@@ -55,6 +55,15 @@ def test_failures(monkeypatch, fault, free, again, hopeless):
         assert proxy.n == 1
 
 
+@pytest.mark.parametrize("code", ["context_length_exceeded", "content_filter"])
+def test_a_prompt_that_no_provider_takes_costs_nothing(monkeypatch, code):
+    """Inspect makes a reply of the cut or blocked kind of such a status 400, without usage."""
+    refused = Reply(status=400, error={"code": code, "message": "too long"})
+    with running(monkeypatch, [refused], "TAUGHT") as server, pytest.raises(TeacherFailed, match="too long") as error:
+        ask()
+    assert error.value.free and not error.value.again and not error.value.hopeless and len(server.requests) == 1
+
+
 class Plain(ModelAPI):
     """A provider that says nothing of which failures pass, as Inspect's own default."""
 

@@ -36,6 +36,22 @@ def test_corrupt_cache(monkeypatch, tmp_path):
         load.resolve_model("tiny-random")
 
 
+def test_a_model_of_another_recipe_is_made_anew(monkeypatch, tmp_path):
+    """A cache outlives the code that filled it."""
+    monkeypatch.setenv("PREFIXLAB_CACHE", str(tmp_path))
+    first = load.resolve_model("tiny-random")
+
+    def other(folder):
+        load.tiny.build(folder)
+        (folder / "more.txt").write_text("x")
+
+    monkeypatch.setitem(load.BUILTIN, "tiny-random", load.Builtin(other, "", "another"))
+    assert not load.is_cached("tiny-random")
+    assert load.resolve_model("tiny-random").fingerprint != first.fingerprint and load.is_cached("tiny-random")
+    (tmp_path / "models" / "tiny-random" / "prefixlab.json").write_text('{"config.json": "0"}')
+    assert not load.is_cached("tiny-random"), "as the first version wrote it"
+
+
 def test_killed_build_leaves_no_model(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFIXLAB_CACHE", str(tmp_path))
 

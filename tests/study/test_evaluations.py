@@ -187,3 +187,27 @@ def test_prompts_that_changed_since_the_plan_are_refused(tmp_path):
 
     with pytest.raises(Exception, match="changed since the plan was made"):
         generate_suite(step.config, Loaded(), None, Path(tmp_path))
+
+
+def test_training_data_that_changed_since_the_plan_is_an_error(tmp_path):
+    """The plan took test prompts out by the ids of the rows it read."""
+    from prefixlab.errors import StepError
+    from prefixlab.study.plan import make_plan
+    from prefixlab.study.stages import Bench
+    from prefixlab.study_file import parse_study
+
+    source, rows = tmp_path / "d.jsonl", [{"prompt": f"What is {i} + 1?", "response": f"{i + 1}."} for i in range(12)]
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    study = tiny_study()
+    del study["capabilities"]["safety"]
+    study["arms"] = study["arms"][:1]
+    study["capabilities"]["math"]["data"] = {"source": str(source), "held_out": 2}
+    step = next(s for s in make_plan(parse_study(study, "test"), None).steps if s.kind == "data")
+    bench = Bench(lambda slug: tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    bench.run(step, out, lambda share: None)
+    assert json.loads((out / "data.json").read_text())["n"] == 10
+    source.write_text("".join(json.dumps(r | {"prompt": f"And {i} + 1?"}) + "\n" for i, r in enumerate(rows)))
+    with pytest.raises(StepError, match="changed since the plan was made"):
+        bench.run(step, out, lambda share: None)

@@ -214,6 +214,20 @@ def test_a_report_is_shown_by_a_static_space(run, hub, tmp_path, tiny_ref):
     assert "sums.jsonl" in files["index.html"].data.decode()
 
 
+def test_comparisons_stay_and_a_report_of_other_steps_is_refused(run, hub, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    other = copy / "report" / "compare-b"
+    other.mkdir()
+    (other / "index.html").write_text("<p>another run</p>")
+    env = client(hub[1], tmp_path / "home")
+    ask = ("push", copy, "--what", "report", "--repo", "org/kept")
+    assert "compare-b" not in cli(*ask, "--dry-run", env=env, check=True).stdout
+    (step,) = copy.glob("steps/eval-*-r000-s0-*")
+    (step / "DONE").unlink()
+    refused(cli(*ask, env=env), "are not those of its finished steps")
+
+
 # --- what the hub refuses ---
 
 
@@ -291,6 +305,20 @@ def test_rows_are_those_of_the_revision_also_offline(hub, tmp_path):
     assert "Invalid rev id: v9" in said and "check the id and the revision" in said
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"odd.py": b"raise SystemExit\n"}, "Dataset scripts are no longer supported"),
+        ({"a.jsonl": b'{"n": 1}\n', "b.jsonl": b'{"other": "x"}\n'}, "could not be read from the hub"),
+        ({"a.jsonl": b'{"n": 1}\n{"n": \n'}, "could not be read from the hub"),
+    ],
+)
+def test_data_sets_that_cannot_be_made_into_rows_are_one_line(hub, tmp_path, files, words):
+    server, address = hub
+    server.add("dataset", "org/odd", files)
+    refused(cli("audit", "org/odd", env=client(address, tmp_path / "home")), "org/odd", words)
+
+
 def test_the_manifest_of_arms_has_the_commit_that_was_read(hub, tmp_path):
     server, address = hub
     env = client(address, tmp_path / "home")
@@ -328,7 +356,7 @@ print(json.dumps(found))
 """
 
 
-def test_a_model_is_the_revision_s_also_offline(hub, tmp_path, tiny_ref):
+def test_a_model_is_the_revision_s_also_offline(hub, arms, tmp_path, tiny_ref):
     from pathlib import Path
 
     import torch
@@ -359,6 +387,10 @@ def test_a_model_is_the_revision_s_also_offline(hub, tmp_path, tiny_ref):
         planned = cli("plan", tmp_path / "study.yaml", "--out", tmp_path / "run", "--json", env=where, check=True)
         plan = json.loads(planned.stdout)
         assert plan["models"][0]["revision"] == old and plan["models"][0]["path"] == "org/tiny"
+    options = ("--arm", "r000", "--model", "org/tiny@v1", "--out", tmp_path / "a", "--set", "training.epochs=1")
+    cli("train", arms, *options, env=off, check=True)
+    made = json.loads((tmp_path / "a" / "adapter" / "adapter_config.json").read_text())
+    assert (made["base_model_name_or_path"], made["revision"]) == ("org/tiny", old), "which PEFT leaves out"
     nowhere = client(address, tmp_path / "elsewhere", HF_HUB_OFFLINE="1")
     planned = cli("plan", tmp_path / "study.yaml", "--out", tmp_path / "run", "--json", env=nowhere, check=True)
     assert "hf download org/tiny --revision v1" in json.loads(planned.stdout)["estimated_because"]

@@ -167,9 +167,16 @@ def test_the_longest_path_is_replaced_and_others_stay():
 
 
 def test_a_models_path_is_found_where_it_names_steps_and_figures():
-    scrub = Scrubber(["/data/anna/llama"], models=["/data/anna/llama", "org/other"])
+    scrub = Scrubber(["/data/anna/llama"], named=["/data/anna/llama/", "org/other"])
     told = scrub.text("train-data-anna-llama-math-r000-s0 figures/curve-_data_anna_llama-math.svg org-other")
     assert told == "train-llama-math-r000-s0 figures/curve-llama-math.svg org-other"
+
+
+def test_a_suites_path_is_found_where_it_names_steps_and_figures():
+    suite = "inspect:/srv/anna/t.py@mine"
+    scrub = Scrubber([{"suite": suite}], named=[suite])
+    told = scrub.text("curve-m-inspect__srv_anna_t_py_mine-x.svg eval-inspect--srv-anna-t.py-mine-bare " + suite)
+    assert told == "curve-m-inspect_t_py_mine-x.svg eval-inspect-t.py-mine-bare inspect:t.py@mine"
 
 
 def test_two_paths_with_one_last_name_stay_two():
@@ -178,7 +185,9 @@ def test_two_paths_with_one_last_name_stay_two():
 
 def test_spelt_forms_are_replaced_too():
     scrub = Scrubber(["/data/a&b/r\u00e9"])
-    assert scrub.text("/data/a&amp;b/r\u00e9 | /data/a&b/r\\u00e9 | /data/a&b/r\u00e9") == "r\u00e9 | r\u00e9 | r\u00e9"
+    told = scrub.text("/data/a&amp;b/r\u00e9 | /data/a&b/r\\u00e9 | /data/a&b/r\u00e9")
+    assert told == "r\u00e9 | r\\u00e9 | r\u00e9"
+    assert Scrubber(["/data/an_b/my_llama"]).text(r"in (/data/an\_b/my\_llama)") == r"in (my\_llama)"
 
 
 @given(st.lists(PATHS, max_size=4), st.text(alphabet="ab/ .\"'", max_size=20))

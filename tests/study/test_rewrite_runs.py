@@ -9,6 +9,7 @@ from taught import AGAIN, answering, do, good, job_of, lines_of, number_in, rows
 
 from chat_server import Reply, running
 from fault_proxy import proxied
+from prefixlab.errors import UserError
 from prefixlab.study.rewriting import read_work
 
 
@@ -272,3 +273,26 @@ def test_unsafe_completions_of_a_run_become_a_training_file(tmp_path, monkeypatc
 def test_options_that_do_not_fit(tmp_path, changes, words):
     with pytest.raises(ValidationError, match=words):
         job_of(tmp_path, **changes)
+
+
+def test_a_teacher_that_answers_others_is_not_down(tmp_path, monkeypatch):
+    """Row 0 has a reply, the others are turned away: neither this run nor the next one ends before its last row."""
+
+    def teacher(text):
+        return good(text) if number_in(text) == 0 else Reply(status=400)
+
+    with running(monkeypatch, answering(teacher), "TAUGHT") as server:
+        for requests in (6, 11):
+            report = do(job_of(tmp_path, concurrency=1))
+            assert (report.stopped, report.states["refused"], report.states["open"]) == ("", 5, 0)
+            assert report.replies == 1 and len(server.requests) == requests
+
+
+def test_rows_that_the_output_cannot_hold_are_found_before_anything_is_paid(tmp_path, monkeypatch):
+    turns = [
+        [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in rows()
+    ]
+    job = job_of(tmp_path, [{"messages": t} for t in turns], out=tmp_path / "o.csv")
+    with running(monkeypatch, answering(good), "TAUGHT") as server, pytest.raises(UserError, match=r"write \.jsonl"):
+        do(job)
+    assert server.requests == []

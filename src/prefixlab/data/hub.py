@@ -119,7 +119,7 @@ def load_rows(name: str, split: str | None, revision: str | None, config: str | 
     """
     try:
         from datasets import load_dataset  # noqa: PLC0415  (an extra, heavy, and needed for the hub only)
-        from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
+        from datasets.exceptions import DatasetsError  # noqa: PLC0415
     except ImportError as error:
         raise UserError(f"data set {name!r}: reading from the hub needs pip install 'prefixlab[hub]'") from error
     commit, wanted = commit_of(name, "dataset", revision, config=config), split or "train"
@@ -129,8 +129,10 @@ def load_rows(name: str, split: str | None, revision: str | None, config: str | 
         loaded = load_dataset(name, config, split=wanted, revision=commit)
     except (ConnectionError, TRANSPORT):
         return _cached_rows(name, wanted, revision, commit, config)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"data set {name!r} could not be read from the hub: {reason(error)}") from error
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # the last: it has a script, which is not run
+        # What goes wrong while it is prepared is told by what that came from.
+        told = error.__cause__ or error
+        raise UserError(f"data set {name!r} could not be read from the hub: {reason(told)}") from error
     files = loaded.cache_files
     if files and Path(files[0]["filename"]).parent.name != commit:  # out of reach: it took what it had, of any commit
         return _cached_rows(name, wanted, revision, commit, config)

@@ -35,7 +35,7 @@ from inspect_ai.scorer import Scorer as InspectScorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from prefixlab.data.parts import CLOSE, OPEN
-from prefixlab.errors import StepError, UserError
+from prefixlab.errors import StepError, UserError, innermost
 from prefixlab.evals.aggregate import prompt_level
 from prefixlab.evals.diagnostics import Reading, diagnose
 from prefixlab.evals.nouns import Scored, Suite
@@ -269,10 +269,7 @@ def score_log(path: Path, how: Scoring, folder: Path) -> tuple[list[SampleScore]
             copy=False,
         )
     except* UserError as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
+        raise innermost(group) from group
     scored.eval.metadata = {**(scored.eval.metadata or {}), **how.about, "reading": how.reading.model_dump()}
     write_eval_log(scored, str(folder / path.name), format="eval")
     return rows_of_log(scored, how.suite.name)

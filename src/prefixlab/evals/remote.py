@@ -32,7 +32,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from tenacity import RetryError
 
 from prefixlab.data.chat import ChatFormat
-from prefixlab.errors import StepError, UserError
+from prefixlab.errors import StepError, UserError, innermost
 from prefixlab.evals.conditions import Prompting, attack_ids, template_text, tokens_of
 from prefixlab.evals.harness import EvalJob, inspect_samples, run_task
 from prefixlab.evals.nouns import Suite
@@ -277,9 +277,12 @@ async def _ask_all(
             kept.add(key, output)
             tick(len(kept.outputs) / len(questions))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(connections, todo)):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(connections, todo)):
+                group.create_task(work())
+    except* (OSError, UserError) as raised:
+        raise innermost(raised) from raised
     return why
 
 

@@ -14,7 +14,7 @@ import httpx
 
 from prefixlab.data.chat import ChatFormat, prompt_ids
 from prefixlab.data.parts import CLOSE, OPEN
-from prefixlab.errors import StepError
+from prefixlab.errors import StepError, UserError, innermost
 from prefixlab.evals.planning import Answer, PlannedRequest
 from prefixlab.evals.protocols import Decoding
 from prefixlab.evals.server import Client, Refused, Unanswered, one_line
@@ -30,6 +30,10 @@ LOOK = 16
 
 class OtherPrompt(Exception):
     """The server read other tokens than it was meant to."""
+
+
+class NoText(OtherPrompt):
+    """Nothing was sent, since no text has exactly the prompt's tokens."""
 
 
 class NotAsAsked(Exception):
@@ -166,7 +170,7 @@ class Served:
         """What goes into the request.
 
         Raises:
-            OtherPrompt: No text has exactly these ids.
+            NoText: No text has exactly these ids.
         """
         if form.prompts == "token ids":
             return list(ids)
@@ -174,7 +178,7 @@ class Served:
             return [m.model_dump() for m in messages]
         text = self.rendering.text(ids)
         if text is None:
-            raise OtherPrompt("no text has exactly the prompt's tokens, and the server takes no token ids")
+            raise NoText("no text has exactly the prompt's tokens, and the server takes no token ids")
         return text
 
     async def ask(
@@ -269,6 +273,10 @@ def check_form(form: Form, how: Decoding, rendering: Rendering, url: str) -> Non
         )
 
 
+GONE = 3
+"""Failures in a row that one bad prompt, or two, cannot make up."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One completion to come from a server."""
@@ -288,8 +296,8 @@ async def ask_all(
 ) -> tuple[dict[int, str], str]:
     """Ask for completions, many at once; each is kept as soon as it is there.
 
-    As many failures in a row as there are requests at once, without one answer between them, mean that the server is
-    gone: the rest is not asked for.
+    As many failures in a row as there are requests at once, and `GONE` at least, without one answer between them, mean
+    that the server is gone: the rest is not asked for.
 
     Args:
         served: Server and model name.
@@ -317,7 +325,7 @@ async def ask_all(
             except Unanswered as error:
                 missing[job.number] = one_line(error)
                 in_a_row += 1
-                gone = gone or (one_line(error) if in_a_row >= min(connections, len(jobs)) else "")
+                gone = gone or (one_line(error) if in_a_row >= max(GONE, min(connections, len(jobs))) else "")
             except (Refused, OtherPrompt, NotAsAsked) as error:
                 missing[job.number] = one_line(error)
             else:
@@ -325,7 +333,10 @@ async def ask_all(
                 async with writing:  # a slow disk must not hold up the other requests
                     await asyncio.to_thread(keep, job.number, answer)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(connections, len(jobs))):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(connections, len(jobs))):
+                group.create_task(work())
+    except* (OSError, UserError) as raised:  # a full disk, say, is told by its own words
+        raise innermost(raised) from raised
     return missing, gone

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 
 from prefixlab.errors import StepError
-from prefixlab.evals.served import GREEDY, PATHS, PROBES, Form, OtherPrompt, Served, body_of
+from prefixlab.evals.served import GREEDY, PATHS, PROBES, Form, NoText, OtherPrompt, Served, body_of
 from prefixlab.evals.server import Refused, Unanswered
 from prefixlab.records import Message, Record
 
@@ -44,7 +44,7 @@ async def _answers(served: Served, name: str) -> bool:
             await served.ask(
                 form, served.rendering.ids(turns), turns, GREEDY, 0, max_tokens=1, name=name, retries=TRIES
             )
-        except (Refused, Unanswered):
+        except (Refused, Unanswered, NoText):
             continue
         except OtherPrompt:
             pass

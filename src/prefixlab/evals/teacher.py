@@ -28,6 +28,9 @@ GATEWAY = frozenset({502, 504, *range(520, 528)})
 """Statuses of gateways without an answer from behind, where the reply may have been written, and charged."""
 CLIENTS = frozenset({"openai", "openai-api", "anthropic", "groq", "openrouter", "deepseek", "perplexity", "moonshot"})
 """Inspect's providers that hand the setting `max_retries` to a client which would else try again by itself."""
+TURNED_AWAY = ("model_length", "content_filter")
+"""What Inspect's providers make of a status 400 about a prompt that is too long or not allowed: a reply without
+usage."""
 _UNSENT = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror")
 _WRAPPERS = ("RetryError", "ModelGenerateError")
 """What Inspect raises around a provider's own error; the second has no public name."""
@@ -134,6 +137,9 @@ class Teacher:
             output = await self._model.generate([ChatMessageUser(content=whole_characters(text))])
         except Exception as error:
             raise self._failed(error) from error
+        if output.usage is None and output.stop_reason in TURNED_AWAY:
+            why = whole_characters(" ".join(output.completion.split()))[:200]
+            raise TeacherFailed(f"{output.stop_reason}: {why}", status=400, unsent=False)
         return _said(output)
 
     def _failed(self, error: Exception) -> TeacherFailed:

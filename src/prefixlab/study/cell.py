@@ -118,7 +118,15 @@ def train_cell(
             check=job.check,
         )
         (job.out / "adapter" / "README.md").write_text(card, encoding="utf-8")
+        _pin_base(job.out / "adapter" / "adapter_config.json", job.model)
         (job.out / "train.json").write_text(_json(totals), encoding="utf-8")
+
+
+def _pin_base(path: Path, model: ModelRef) -> None:
+    """The adapter's configuration names the commit of a base from the hub, which PEFT leaves out."""
+    if model.revision is not None:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(_json(config | {"revision": model.revision}), encoding="utf-8")
 
 
 def _json(value: Any) -> str:

@@ -30,8 +30,8 @@ from prefixlab.study.hub_cards import (
     arms_card,
     report_card,
 )
-from prefixlab.study.hub_scrub import Scrubber
-from prefixlab.study.run import gather, read_study
+from prefixlab.study.hub_scrub import Scrubber, own_path
+from prefixlab.study.run import are_current, gather, read_study
 from prefixlab.study.steps import Plan, Step
 from prefixlab.study.store import Store, digest
 
@@ -40,6 +40,8 @@ CARD = "README.md"
 LAYOUT: Format = "messages"
 """Of the rows of a run's arms."""
 TEXTS = (".html", ".js", ".css", ".csv", ".tex", ".svg", ".json")
+PARTS = ("index.html", "assets", "data", "figures", "tables")
+"""Of a report's folder; comparisons with other runs, which lie beside them, are not of this run."""
 TABLES = ("results.csv", "contrasts.csv")
 """Of a run folder; they go with its report."""
 
@@ -155,7 +157,12 @@ def _open(root: Path) -> _Run:
     known = [study.model_dump(mode="json"), plan.model_dump(mode="json")]
     known += [json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     data = {n: c.data.model_dump(mode="json") for n, c in study.capabilities.items()}
-    return _Run(study, plan, Store(root), data, Scrubber(known, [root], study.models))
+    return _Run(study, plan, Store(root), data, Scrubber(known, [root], _named(study)))
+
+
+def _named(study: Study) -> list[str]:
+    """Models and suites by the names that steps and figures are called after."""
+    return [*study.models, *(s.suite for c in study.capabilities.values() for s in c.suites)]
 
 
 def _link(source: Path, place: Path) -> None:
@@ -255,7 +262,15 @@ def _run_arms(ask: Ask, stage: Path) -> Packed:
         data = run.data[name]
         sources[name] = _source_of(ask, data["source"], data["split"], data["revision"], run.scrub)
         own = tuple(p.about for p in parts if p.about.capability == name)
-        whole = ArmsManifest(source=sources[name].name, n_skipped=0, skipped=(), arms=own)
+        about = run.plan.summary[name]
+        whole = ArmsManifest(
+            source=sources[name].name,
+            split=sources[name].split,
+            revision=sources[name].revision,
+            n_skipped=about["skipped_rows"],
+            skipped=tuple(map(run.scrub.text, about["first_skipped"])),
+            arms=own,
+        )
         _write(stage / name / "manifest.json", whole)
     title = f"Prefix arms of {run.study.name}"
     made = arms_card(ask.repo, title, parts, sources, missing, nested=True, revision=ask.branch)
@@ -271,9 +286,16 @@ def _report(ask: Ask, stage: Path) -> Packed:
     run, folder = _open(ask.folder), ask.folder / "report"
     if not (folder / "index.html").is_file():
         raise UserError(f"{str(ask.folder)!r} has no report; write it with prefixlab report {ask.folder}")
-    files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file() and f.name[0] != "."}
+    data = gather(run.study, run.plan, run.store)
+    if not are_current(run.plan, data):
+        raise UserError(
+            f"report and tables of {str(ask.folder)!r} are not those of its finished steps; the prefixlab run command "
+            "that made them brings them up to date"
+        )
+    own = [f for name in PARTS for f in (folder / name, *sorted((folder / name).rglob("*")))]
+    files = {str(f.relative_to(folder)): f for f in own if f.is_file() and f.suffix in (*TEXTS, ".pdf")}
     files |= {name: ask.folder / name for name in TABLES if (ask.folder / name).is_file()}
-    renamed = any(Path(ref.name).is_absolute() for ref in run.plan.models)
+    renamed = any(own_path(name) for name in _named(run.study))
     for name, file in files.items():
         place = stage / run.scrub.text(name)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -281,9 +303,8 @@ def _report(ask: Ask, stage: Path) -> Packed:
             place.write_text(run.scrub.text(file.read_text(encoding="utf-8")), encoding="utf-8")
         elif not (renamed and file.suffix == ".pdf"):  # a path in it could not be replaced
             _link(file, place)
-    data = gather(run.study, run.plan, run.store)
     said = [v.sentence for v in data.verdicts] + [s for a in data.advice for s in a.sentences]
-    notes = [*banners(data), *(["PDFs of figures are left out: they show a model's path."] if renamed else [])]
+    notes = [*banners(data), *(["PDFs of figures are left out: they show a path of this machine."] if renamed else [])]
     missing = [f"{s.kind} {run.name(s)}" for s in run.plan.steps if s.slug not in data.folders]
     made = report_card(run.study.name, [*map(run.scrub.text, notes)], [*map(run.scrub.text, said)], missing)
     return Packed("report", f"run {run.study.name}", made, missing)

@@ -18,6 +18,7 @@ from huggingface_hub import get_token
 
 from prefixlab.errors import UserError
 from prefixlab.report.charts.base import stem
+from prefixlab.report.latex import escape as latex_escape
 from prefixlab.study.evaluations import slug_of
 
 _PATH = re.compile(r"(?<![\w.~/:-])/[^\s\"'`,;:=()<>\[\]{}|*?$\\]+|(?<=[=:])/(?!/)[^\s\"'`,;:=()<>\[\]{}|*?$\\]+")
@@ -56,10 +57,11 @@ class Scrubber:
     Args:
         known: JSON-like values in which the paths are found.
         folders: Further paths: folders that are pushed from.
-        models: Models as the study names them: a path among them stands, flattened, in names of steps and figures.
+        named: Models and suites as the study names them: a path among them stands, flattened, in names of steps and
+            figures.
     """
 
-    def __init__(self, known: Iterable[Any], folders: Iterable[Path] = (), models: Iterable[str] = ()) -> None:
+    def __init__(self, known: Iterable[Any], folders: Iterable[Path] = (), named: Iterable[str] = ()) -> None:
         self.names: dict[str, str] = {}
         for path in sorted(paths_in(list(known))):
             same = sum(name == Path(path).name for name in self.names.values())
@@ -69,8 +71,18 @@ class Scrubber:
         home = Path.home()
         if len(home.parts) > 2:  # "/root" is everyone's, and stands in code that models write
             self.names.setdefault(str(home), "~")
-        spelt = {form: name for p, name in self.names.items() for form in (p, escape(p), json.dumps(p)[1:-1])}
-        flat = {form: self.names[m] for m in models if m in self.names for form in _flattened(m)}
+        spelt = {
+            form(path): form(name)
+            for path, name in self.names.items()
+            for form in (str, escape, latex_escape, lambda p: json.dumps(p)[1:-1])
+        }
+        held = [(name, path) for name in named if (path := own_path(name)) in self.names]
+        flat = {
+            form(whole): form(whole.replace(path, self.names[path]))
+            for name, path in held
+            for whole in (name, path)
+            for form in (slug_of, stem)
+        }
         self._spelt = spelt | flat
         parts = [rf"(?<![\w.])(?:{_any(spelt)})(?![\w-]|\.\w)"] if spelt else []
         parts += [_any(flat)] if flat else []
@@ -87,9 +99,10 @@ def _any(forms: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
 
 
-def _flattened(path: str) -> set[str]:
-    """A path as names of steps and of figures spell it."""
-    return {slug_of(path), stem(path)}
+def own_path(name: str) -> str:
+    """The path that a model's or suite's name is, or holds; empty where it is a name."""
+    path = name.removeprefix("inspect:").rstrip("/.")
+    return path if Path(path).is_absolute() else ""
 
 
 def secrets() -> dict[str, str]:

@@ -188,6 +188,9 @@ class Asking:
                 return None
             if not failed.again:
                 self._turned_away[key] = str(failed)
+                if log.got:  # a teacher that answers others is not down
+                    self.message = self.message if self.stopped else str(failed)
+                    return None
                 break
             if n < job.retries:
                 await self._wait(failed.wait or min(LONGEST, self._first_pause * 2**n))

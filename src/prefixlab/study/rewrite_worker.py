@@ -102,10 +102,16 @@ async def asked(job: RewriteJob) -> RewriteReport:
             say(note=note)
         asking = Asking(job, log, teacher, judge, tell=lambda done, of: say(progress=[done, of]))
         loop = asyncio.get_running_loop()
+
+        def heard() -> None:
+            if _alone():
+                loop.remove_reader(PIPE)  # a closed pipe can be read for ever
+                asking.leave()
+
         if _alone():
             asking.leave()
         else:
-            loop.add_reader(PIPE, lambda: asking.leave() if _alone() else None)
+            loop.add_reader(PIPE, heard)
         loop.add_signal_handler(signal.SIGTERM, asking.leave)
         outcomes = await asking.run(groups, judged=work.judged)
         loop.remove_reader(PIPE)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefixlab.data.layouts import Turn
 from prefixlab.data.parts import split_response
@@ -75,7 +75,7 @@ def read_work(job: RewriteJob) -> Work:
     """The responses of a job.
 
     Raises:
-        UserError: Nothing there, or nothing that can be used.
+        UserError: Nothing there, nothing that can be used, or rows that the output's format cannot hold.
     """
     scored = scored_files(job.source) if job.mode == "correct" else []
     ruled = [RULED] if job.mode == "correct" and job.judge.name == "rules" else []
@@ -95,7 +95,12 @@ def read_work(job: RewriteJob) -> Work:
         work = Work(found, skipped, False)
     # By content as well: in some files every row has the same id, or counts from 0 anew.
     targets = chosen(work.targets, lambda t: f"{t.id}\x1f{t.shown}\x1f{t.text}", "rewrite", job.limit)
+    _encoded(job, [t.value for t in targets])
     return Work(targets, work.skipped, work.judged, (*ruled, *work.notes))
+
+
+def _encoded(job: RewriteJob, rows: list[dict[str, Any]]) -> bytes:
+    return encoded(rows, job.out, parquet_schema(job.source, job.out))
 
 
 def grouped(job: RewriteJob, targets: Sequence[Target]) -> list[list[Target]]:
@@ -270,7 +275,7 @@ def write_outputs(
             written.append(rewritten_row(target, outcome.reply))
         elif outcome.state == "kept":
             written.append(target.value)
-    content = encoded(written, job.out, parquet_schema(job.source, job.out))
+    content = _encoded(job, written)
     with whole(job.out) as path:
         path.write_bytes(content)
 

@@ -31,6 +31,7 @@ from prefixlab.study.steps import Plan, signature
 from prefixlab.study.store import Store, disk_may_be_full, write_text
 from prefixlab.study_file import parse_study
 
+MADE_FROM = "outputs.json"
 OUTPUTS = (
     "results.parquet",
     "results.csv",
@@ -195,21 +196,27 @@ def gather(study: Study, plan: Plan, store: Store) -> RunData:
 def _finish(study: Study, plan: Plan, store: Store, outcome: Outcome) -> RunData:
     """Write tables and report unless they stand already for exactly these steps."""
     data = gather(study, plan, store)
-    made = Outputs(signature=plan.signature, steps={s.slug: s.id for s in plan.steps if s.slug in data.folders})
-    marker = store.root / "outputs.json"
-    if (
-        marker.exists()
-        and marker.read_text() == made.model_dump_json()
-        and all((store.root / o).exists() for o in OUTPUTS)
-    ):
+    if are_current(plan, data):
         return data
     write_table(store.root / "results", data.results, ResultRow)
     write_table(store.root / "contrasts", data.contrasts, ContrastRow)
     write_text(store.root / "verdicts.json", _json([v.model_dump() for v in data.verdicts]))
     write_text(store.root / "advice.json", _json([a.model_dump() for a in data.advice]))
     write_report(data)
-    write_text(marker, made.model_dump_json())
+    write_text(store.root / MADE_FROM, _made_from(plan, data))
     return data
+
+
+def are_current(plan: Plan, data: RunData) -> bool:
+    """Whether tables and report were made from exactly these steps."""
+    marker = data.root / MADE_FROM
+    stands = marker.exists() and marker.read_text() == _made_from(plan, data)
+    return stands and all((data.root / o).exists() for o in OUTPUTS)
+
+
+def _made_from(plan: Plan, data: RunData) -> str:
+    steps = {s.slug: s.id for s in plan.steps if s.slug in data.folders}
+    return Outputs(signature=plan.signature, steps=steps).model_dump_json()
 
 
 def write_report(data: RunData) -> None:

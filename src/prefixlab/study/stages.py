@@ -27,7 +27,7 @@ from prefixlab.study.launch import train_in_processes
 from prefixlab.study.loaded import Loaded, Proof, prove_adapter
 from prefixlab.study.reading import Reading, read_step
 from prefixlab.study.serving import Ask, Servers, generate_served
-from prefixlab.study.steps import FREQUENCY, Step
+from prefixlab.study.steps import FREQUENCY, Step, content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,6 +125,8 @@ class Bench:
         data = DataConfig.model_validate(config["data"])
         rationale = config["no_reasoning"] == "rationale"
         samples, held = read_samples(data, config["capability"], rationale=rationale, skipped=skipped)
+        if content_hash([s.model_dump() for s in samples + held]) != config["content"]:
+            raise StepError(f"the rows of {data.source!r} changed since the plan was made; run again")
         hits = set(config["overlap"])
         samples = [s for s in samples if s.id not in hits]
         stripped, records = strip_all(samples)

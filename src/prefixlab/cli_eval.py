@@ -14,7 +14,7 @@ app = typer.Typer()
     help=help_text(
         "Sample one suite into a standard Inspect log, to be scored by prefixlab score. A killed call goes on.",
         "prefixlab generate safety --model smollm2-135m --limit 20 --out logs/base",
-        "prefixlab generate gsm8k --source test.jsonl --model org/name --adapter adapter/adapter --out logs/gsm8k",
+        "prefixlab generate gsm8k --source test.jsonl --model org/name --adapter adapter --out logs/gsm8k",
         "prefixlab generate strongreject --provider openai-api/vllm/my-adapter --protocol safechain --out logs/server",
         "prefixlab generate inspect:inspect_evals/arc_easy --model smollm2-135m --limit 20 --out logs/arc",
     )
@@ -23,7 +23,9 @@ def generate(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite (see doctor), or inspect:TASK.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets the log.")],
     model: Annotated[str | None, typer.Option(help="Built-in name, local folder or hub id.")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="PEFT adapter folder.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="PEFT adapter folder, or the output of prefixlab train.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="An Inspect model instead, e.g. openai-api/vllm/NAME.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Of the server's model, for attacks of k tokens.")] = None,
     condition: Annotated[str, typer.Option(help="How the model is prompted, e.g. attack_opening@10.")] = "bare",

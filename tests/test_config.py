@@ -77,7 +77,9 @@ def test_overrides_reach_into_lists_and_maps(tmp_path):
     assert (study.training.epochs, study.arms[0].ratios, study.seeds) == (3, [0, 0.25], [1, 2])
 
 
-@pytest.mark.parametrize("text", ["training.epochs", "arms.9.ratios=[1]", "name.x=1"])
+@pytest.mark.parametrize(
+    "text", ["training.epochs", "arms.9.ratios=[1]", "name.x=1", "seeds=[0,1", "name=a: b: c", "name=@x"]
+)
 def test_bad_overrides(tmp_path, text):
     with pytest.raises(UserError):
         load(tmp_path, tiny_study(), [text])

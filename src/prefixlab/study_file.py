@@ -64,7 +64,10 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         if not last.isdigit() or int(last) >= len(node):
             raise UserError(f"--set {key}: {last!r} is no index of that list (0 to {len(node) - 1})")
         last = int(last)
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment!r}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

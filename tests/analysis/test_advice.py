@@ -95,6 +95,17 @@ def test_a_condition_that_does_not_apply_is_no_objective():
     assert front.objectives == ("safety", "accuracy") and all(a.on_front for a in front.arms)
 
 
+def test_a_metric_that_no_prompt_of_a_suite_asks_for_is_no_objective():
+    """A file of harmless prompts alone says nothing of safety, and must not hide what another suite says."""
+    cells = [*adapter("r000"), *adapter(B)]
+    for arm in ("r000", B):
+        harmless = cell(arm, 0, suite="harmless", metric="over_refusal", higher=False)
+        harmless.metrics["safe@1"] = True
+        cells.append(harmless)
+    (front,) = analyse(*cells).fronts
+    assert front.objectives == ("safety", "over-refusal", "accuracy")
+
+
 def test_suites_count_alike_and_conditions_of_a_suite_share_its_prompts():
     """Two suites of unequal size, one of them under two attacks: the mean of suite means, and one unit a prompt."""
     rng = np.random.default_rng(1)

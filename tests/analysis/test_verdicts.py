@@ -200,12 +200,37 @@ def test_invalid_in_one_arm_only():
         "would be clear but for the INVALID verdicts: with all of them at worst and at best it is"
         in made.verdicts[0].sentence
     )
+    assert "A judge that decides these would settle it." in made.verdicts[0].sentence
+    assert "80% power" not in made.verdicts[0].sentence, "more prompts would not help"
+    assert "a judge that decides its INVALID verdicts" in " ".join(made.advice[0].sentences)
 
 
 def test_invalid_verdicts_forbid_equivalence():
     reference, treated = cell("r000", 200, n=BIG), cell("set-opening-r100", 201, n=BIG)
     assert analyse(reference, treated).verdicts[0].kind == "equivalent"
-    assert analyse(reference, cell("set-opening-r100", 201, n=BIG, invalid=60)).verdicts[0].kind == "undecided"
+    (open_,) = analyse(reference, cell("set-opening-r100", 201, n=BIG, invalid=60)).verdicts
+    assert open_.kind == "undecided" and open_.held_by_invalid and "would settle it" in open_.sentence
+
+
+def test_a_seed_without_any_verdict_is_named():
+    """Pairing needs every seed, so one that collapsed leaves no value, and the reader must learn which."""
+    seeds = [(range(40), range(50 + s)) for s in range(2)]
+    made = analyse(*seeded(seeds), cell("r000", 40, seed=2), cell("set-opening-r100", 0, seed=2, invalid=N))
+    (verdict,) = made.verdicts
+    assert verdict.kind == "not_measured" and "set-opening-r100 (seed 2: invalid)" in verdict.sentence
+
+
+def test_grades_that_are_no_shares_have_no_floor_and_no_bounds():
+    made = analyse(*(_graded(cell(arm, 60, invalid=5)) for arm in ("base", "r000", "set-opening-r100")))
+    assert made.verdicts[0].kind != "floor_or_ceiling"
+    assert {(c.bound_low, c.bound_high) for c in made.contrasts} == {(None, None)}
+
+
+def _graded(given):
+    """The same on a scale from 6 to 9."""
+    for i, row in enumerate(given.rows):
+        given.rows[i] = row.model_copy(update={"value": None if row.value is None else 6 + 3 * row.value})
+    return given
 
 
 def test_difference_without_spread():

@@ -224,6 +224,15 @@ def test_positions_start_behind_the_prefix_without_snapshots_seeds_averaged_firs
     check_drawable(loss, tmp_path)
 
 
+def test_a_long_name_of_a_model_cuts_the_files_name_and_nothing_else(tmp_path):
+    token_table(tmp_path / "t.parquet", {"r000": 1.0, "set": 2.0})
+    model = "/home/user/.cache/huggingface/hub/models--org--a-model-of-some-size/snapshots/" + 8 * "0123456789"
+    part = TokenPart(model, "math", info("set-opening-r100", 1.0, "set"), 0, tmp_path / "t.parquet")
+    made = token_figures([part], 0.05)
+    assert [f.title.split()[0] for f in made] == ["Token", "Token", "Entropy", "Entropy"]
+    assert all(len(f.name) == 150 for f in made)
+
+
 def test_hostile_names_stay_text(tmp_path):
     made = planted()
     rows = [r.model_copy(update={"arm": HOSTILE, "prefix_set": HOSTILE, "suite": HOSTILE}) if r.ratio == 1.0

@@ -169,7 +169,9 @@ def study(**changes):
 def test_folder_of_another_study(store):
     assert store.adopt(study()) == []
     assert store.adopt(study()) == []
-    assert store.adopt(study(seeds=[1])) == ["seeds"]
+    assert store.adopt(study(seeds=[1])) == store.adopt(study(seeds=[1])) == ["seeds"], "kept with its plan only"
+    store.keep(study(seeds=[1]))
+    assert store.adopt(study(seeds=[1])) == []
     with pytest.raises(UserError, match=r"belongs to study 'tiny', not 'other'"):
         store.adopt(study(name="other"))
 

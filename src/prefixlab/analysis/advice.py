@@ -115,7 +115,10 @@ def _tested(cells: Sequence[CellScores], rows: Sequence[ResultRow], rules: Rules
         by_seed = [c for arm in arms.values() for c in arm.values()]
         if all(c.status in UNASKED for c in by_seed):
             continue
+        finished = [c for c in by_seed if c.rows is not None]
         for metric, better in by_seed[0].metrics.items():
+            if finished and not any(c.of(metric) for c in finished):  # no prompt of the suite asks for it
+                continue
             one = _Series((suite, protocol), condition, metric)
             objective = _objective(one, usual, ruled)
             if objective is not None and better == (objective != OVER_REFUSAL):
@@ -299,6 +302,8 @@ def _what_to_test(own: Sequence[Verdict]) -> str:
 
 def _needed(verdict: Verdict) -> str:
     """Prompts or seeds that would decide, in few words."""
+    if verdict.held_by_invalid:
+        return "a judge that decides its INVALID verdicts"
     if verdict.prompts_needed is not None and verdict.prompts_needed <= verdict.n_prompts:
         return f"more than {verdict.n_prompts} prompts: the effect is likely below the margin"
     ways = [f"about {verdict.prompts_needed} prompts"] if verdict.prompts_needed is not None else []

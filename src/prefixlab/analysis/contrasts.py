@@ -82,7 +82,10 @@ def match(a: BySeed, b: BySeed, metric: str) -> Matched:
 
 
 def _bounds(a: BySeed, b: BySeed, seeds: Sequence[int | None], metric: str) -> tuple[float | None, float | None]:
-    """Mean difference with every unmeasured value against the treatment, and for it."""
+    """Mean difference with every unmeasured value against the treatment, and for it; None where they are no shares."""
+    measured = (v for arm in (a, b) for s in seeds for v in arm[s].values(metric).values())
+    if not all(0 <= v <= 1 for v in measured):
+        return None, None
     ends = []
     for mine, theirs in ((0.0, 1.0), (1.0, 0.0)):
         diffs = []

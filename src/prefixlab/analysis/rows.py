@@ -221,6 +221,8 @@ class Verdict(Record):
     mde: float | None
     prompts_needed: int | None
     seeds_needed: int | None
+    held_by_invalid: bool
+    """Whether only INVALID verdicts keep it from being decided."""
     limits: tuple[str, ...]
     """What a reader must know before acting on it, a sentence each."""
 

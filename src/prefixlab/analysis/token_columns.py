@@ -50,6 +50,7 @@ MODULES: dict[str, Any] = {
     "sample": polars.String,
     "rendering": polars.String,
     "control": polars.String,
+    "step": polars.Int64,
     "module": polars.String,
     "span": polars.String,
     "norm": polars.Float64,

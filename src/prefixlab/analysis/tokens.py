@@ -104,7 +104,7 @@ def read_tokens(
                 made = contributions(reader.model, batch, reader.targets, by_module=reader.modules)
                 columns |= _contribution_columns(made, batch)
                 spans += _span_rows(made, batch, group, rendering, reader.step)
-                modules += _module_rows(made, batch, group, rendering)
+                modules += _module_rows(made, batch, group, rendering, reader.step)
             start = 0
             for sample in group:
                 end = start + sample.n_supervised
@@ -198,7 +198,7 @@ def _span_rows(
 
 
 def _module_rows(
-    made: Contributions, batch: Microbatch, group: Sequence[Rendered], rendering: Rendering
+    made: Contributions, batch: Microbatch, group: Sequence[Rendered], rendering: Rendering, step: int | None
 ) -> Iterator[dict[str, Any]]:
     for module, of in made.modules.items():
         for row, sample in enumerate(group):
@@ -209,6 +209,7 @@ def _module_rows(
                         "sample": sample.id,
                         "rendering": rendering.name,
                         "control": rendering.control,
+                        "step": step,
                         "module": module,
                         "span": name,
                         "norm": float(mine.square().mean().sqrt()),

@@ -104,6 +104,7 @@ def _verdict(seen: Evidence, prefix_set: str | None, position: str | None) -> Ve
         mde=top.detectable,
         prompts_needed=top.prompts_needed,
         seeds_needed=top.seeds_needed,
+        held_by_invalid=_held_by_invalid(top, seen.alpha),
         limits=tuple(_limits(seen)),
     )
 
@@ -132,6 +133,12 @@ def not_worse(row: ContrastRow, alpha: float) -> bool:
     return shown and (worst is None or worst > -row.margin)
 
 
+def _held_by_invalid(row: ContrastRow, alpha: float) -> bool:
+    """Whether a difference, or its absence, is shown but for the INVALID verdicts."""
+    shown = (row.p_holm, row.p_equivalent_holm)
+    return any(p is not None and p < alpha for p in shown) and not clear(row, alpha) and not within(row, alpha)
+
+
 def gain(row: ContrastRow) -> float:
     """The difference with its sign turned so that more is better."""
     return (row.diff or 0.0) * (1 if row.higher_is_better else -1)
@@ -142,7 +149,7 @@ def _kind(seen: Evidence) -> VerdictKind:
     top, alpha, levels = seen.top, seen.alpha, seen.levels
     if top.diff is None:
         return "not_measured"
-    if max(levels) < FLOOR or min(levels) > CEILING:
+    if min(levels) >= 0 and max(levels) <= 1 and (max(levels) < FLOOR or min(levels) > CEILING):  # shares only
         return "floor_or_ceiling"
     if not clear(top, alpha):
         return "equivalent" if within(top, alpha) else "undecided"
@@ -181,7 +188,7 @@ def _main_sentence(seen: Evidence, words: str) -> str:
     top = seen.top
     if top.diff is None:
         arms = [a for a in (top.arm, REFERENCE) if seen.pooled(a).value is None]
-        why = " and ".join(f"{a} ({seen.pooled(a).status})" for a in arms)
+        why = " and ".join(f"{a} ({_why_none(seen, a)})" for a in arms)
         return f"{top.capability}: {top.arm} against r000 on {top.suite}: {words}; " + (
             f"there is no value of {why}." if arms else "the two share no seed and prompt with a value."
         )
@@ -197,6 +204,15 @@ def _main_sentence(seen: Evidence, words: str) -> str:
     )
 
 
+def _why_none(seen: Evidence, arm: str) -> str:
+    """Why an arm has no pooled value: its state, or those of the seeds that have none."""
+    planned = [r for r in seen.rows if r.arm == arm and r.seed is not None]
+    gone = [r for r in planned if r.value is None]
+    if not gone or (len(gone) == len(planned) and len({r.status for r in gone}) == 1):
+        return gone[0].status if gone else seen.pooled(arm).status
+    return ", ".join(f"seed {r.seed}: {r.status}" for r in gone)
+
+
 def _explained(seen: Evidence, kind: VerdictKind, equivalent: bool) -> list[str]:
     """Why the verdict is what it is, and what would decide, where the words do not say it."""
     top, margin = seen.top, f"the margin of {points(seen.top.margin, sign=False)} points"
@@ -209,14 +225,15 @@ def _explained(seen: Evidence, kind: VerdictKind, equivalent: bool) -> list[str]
     if kind != "undecided":
         return []
     found = []
-    if top.p_holm is not None and top.p_holm < seen.alpha and straddles(top):
+    held = _held_by_invalid(top, seen.alpha)
+    if held:
         found.append(
             f"It would be clear but for the INVALID verdicts: with all of them at worst and at best it is "
-            f"{points(top.bound_low)} to {points(top.bound_high)}."
+            f"{points(top.bound_low)} to {points(top.bound_high)}. A judge that decides these would settle it."
         )
     if not_worse(top, seen.alpha):
         found.append(f"It is shown not to be worse by {margin}.")
-    return [*found, deciding(top)]
+    return found if held else [*found, deciding(top)]
 
 
 def deciding(row: ContrastRow) -> str:

@@ -12,7 +12,7 @@ from prefixlab.analysis.rows import BASE, ContrastRow, ResultRow
 from prefixlab.report import tables
 from prefixlab.report.charts.base import level, measured_with, several, stem
 from prefixlab.report.findings import between, digits, read_rows
-from prefixlab.report.tables import RunData, interval, p_text, percent, who
+from prefixlab.report.tables import RunData, interval, p_text, percent, suite_text, who
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -157,17 +157,13 @@ def _contrasts(rows: Sequence[ContrastRow], alpha: float) -> TextTable:
     )
     lines = tuple(
         (
-            *(who(r.model, r.capability, models), _suite(r), r.metric, r.comparison.replace("_", " "), r.arm),
+            *(who(r.model, r.capability, models), suite_text(r), r.metric, r.comparison.replace("_", " "), r.arm),
             *(r.reference, percent(r.diff, sign=True), interval(r.ci_low, r.ci_high, sign=True)),
             *(p_text(r.p), p_text(r.p_holm), str(r.n_prompts), str(r.n_seeds)),
         )
         for r in declared
     )
     return TextTable("contrasts", caption, columns, lines)
-
-
-def _suite(row: ContrastRow) -> str:
-    return row.suite if row.condition == "bare" else f"{row.suite}, {row.condition}"
 
 
 def _grids(rows: Sequence[ResultRow], data: RunData, alpha: float) -> list[TextTable]:

@@ -103,11 +103,12 @@ def _grids(data: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def _diagnostics(data: RunData) -> list[tuple[Any, ...]]:
+def _diagnostics(data: RunData, several: bool) -> list[tuple[Any, ...]]:
     """Rows about the form of completions."""
     return [
         (
-            *(r.capability, r.arm, r.suite, r.condition, r.metric + (" (proxy)" if r.is_proxy else "")),
+            *(tables.who(r.model, r.capability, several), r.arm, tables.suite_text(r)),
+            r.metric + (" (proxy)" if r.is_proxy else ""),
             f"{r.value:.0f} tokens" if r.metric == "length" and r.value is not None else tables.percent(r.value),
             r.n,
         )
@@ -119,7 +120,12 @@ def _contrasts(data: RunData, several: bool) -> list[tuple[Any, ...]]:
     """Declared pairs and trends, in CONTRAST_HEADER's columns."""
     return [
         (
-            *(tables.who(c.model, c.capability, several), c.suite, c.metric, c.comparison.replace("_", " ")),
+            *(
+                tables.who(c.model, c.capability, several),
+                tables.suite_text(c),
+                c.metric,
+                c.comparison.replace("_", " "),
+            ),
             *(c.arm, c.reference, c.n_prompts, c.n_seeds),
             tables.percent(c.diff, sign=True),
             tables.interval(c.ci_low, c.ci_high, sign=True),
@@ -175,8 +181,8 @@ def context(data: RunData, parts: Parts) -> dict[str, Any]:
         "header": tables.HEADER,
         "rows": tables.text_rows(shown, tables.same_source(data.plan)),
         "row_classes": _classes(shown),
-        "absent": sorted({(c.suite, c.condition, c.why) for c in data.cells if c.why}),
-        "diagnostics": _diagnostics(data),
+        "absent": sorted({(c.suite, c.condition, c.status.replace("_", " "), c.why) for c in data.cells if c.why}),
+        "diagnostics": _diagnostics(data, several),
         "contrast_header": CONTRAST_HEADER,
         "contrasts": _contrasts(data, several),
         "tokens": token_view.token_samples(data, parts),

@@ -168,10 +168,15 @@ def same_source(plan: Mapping[str, Any]) -> set[tuple[str, str]]:
     }
 
 
+def suite_text(row: ResultRow | ContrastRow) -> str:
+    """Suite, with protocol and condition where they are not the usual ones."""
+    name = row.suite if row.protocol == "prefixlab" else f"{row.suite} ({row.protocol})"
+    return name if row.condition == "bare" else f"{name}, {row.condition}"
+
+
 def _tested(row: ResultRow, related: Collection[tuple[str, str]]) -> str:
     """Suite with protocol and condition where they are not the usual ones, and its kinship to the training data."""
-    name = row.suite if row.protocol == "prefixlab" else f"{row.suite} ({row.protocol})"
-    name = name if row.condition == "bare" else f"{name}, {row.condition}"
+    name = suite_text(row)
     return f"{name} [{SAME_SOURCE}]" if (row.capability, row.suite) in related else name
 
 

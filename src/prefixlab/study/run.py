@@ -98,6 +98,7 @@ def run_study(
         store.sweep()
         stored = load_plan(store)
         plan = current_plan(study, store, say)
+        store.keep(study)
         if stored is None or plan.signature != stored.signature:
             write_text(out / "plan.json", plan.model_dump_json(indent=1) + "\n")
         store.sweep_checkpoints({s.slug for s in plan.steps})
@@ -135,20 +136,33 @@ def rules_of(study: Study) -> Rules:
 
 def cell_scores(study: Study, plan: Plan, store: Store) -> list[CellScores]:
     """Scores of every planned evaluation; unfinished ones, and those that do not apply, have no rows and say so."""
+    steps = [s for s in plan.steps if s.kind == "eval"]
+    told = {s.slug: _metrics_told(store.folder(s.slug)) for s in steps}
+    known = {_task(s.config): told[s.slug] for s in steps if told[s.slug]}
+    primaries = {(p.suite, p.condition): {p.metric: True} for p in (c.primary for c in study.capabilities.values())}
     cells = []
-    for step in plan.steps:
-        if step.kind == "eval":
-            folder = store.folder(step.slug)
-            done = store.marker(step.slug) is not None
-            rows = [*read_scores(folder / "scores.jsonl"), *read_measures(folder / MEASURES)] if done else None
-            named = folder / "metrics.json"
-            metrics = json.loads(named.read_text(encoding="utf-8")) if named.exists() else step.config["metrics"]
-            found = _cell(step.config, metrics, rows, "measured" if done else "missing")
-            if not metrics:  # an Inspect task that has not run: what it measures is not known yet
-                continue
-            cells.append(found)
+    for step in steps:
+        folder, config = store.folder(step.slug), step.config
+        done = store.marker(step.slug) is not None
+        rows = [*read_scores(folder / "scores.jsonl"), *read_measures(folder / MEASURES)] if done else None
+        # What an Inspect task measures is known once one arm has run; until then, that it was declared.
+        declared = primaries.get((config["suite"]["suite"], config["condition"]), {})
+        metrics = told[step.slug] or config["metrics"] or known.get(_task(config)) or declared
+        if metrics:
+            cells.append(_cell(config, metrics, rows, "measured" if done else "missing"))
     cells += [_cell(c, c["metrics"], None, c["status"], c["why"]) for c in plan.absent]
     return cells
+
+
+def _task(config: dict[str, Any]) -> tuple[str, str]:
+    return config["suite"]["suite"], config["protocol"]
+
+
+def _metrics_told(folder: Path) -> dict[str, bool]:
+    """What an Inspect task has said it measures; empty for our suites, and before it has run."""
+    file = folder / "metrics.json"
+    told: dict[str, bool] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return told
 
 
 def _cell(
@@ -249,7 +263,11 @@ def read_study(root: Path) -> tuple[Study, Plan]:
     plan, study_file = load_plan(Store(root)), root / "study.yaml"
     if plan is None or not study_file.exists():
         raise no_run(root)
-    return parse_study(yaml.safe_load(study_file.read_text(encoding="utf-8")), str(study_file)), plan
+    try:
+        tree = yaml.safe_load(study_file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{study_file} is damaged; the prefixlab run command that made it writes it again") from error
+    return parse_study(tree, str(study_file)), plan
 
 
 def open_run(root: Path) -> RunData:

@@ -69,6 +69,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "evals/provider",
         "evals/foreign",
         "evals/harness",
+        "evals/scorers",
         "study/evaluate",
         "study/loaded",
         "model/generate",
@@ -280,6 +281,14 @@ def make_step(
     )
 
 
+def _installed(package: str) -> str:
+    """Version of a package that a task of others comes from; empty where it is none."""
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+
+
 def signature(study: Study) -> str:
     """Hash of all that a plan depends on, computed without torch where the plan is reused."""
     files: dict[str, object] = {}
@@ -298,6 +307,9 @@ def signature(study: Study) -> str:
             files[model] = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
     sets = {a.prefixes: load_set(a.prefixes).model_dump() for a in study.arms}
     libraries = {lib: version(lib) for libs in LIBRARIES.values() for lib in libs}
+    suites = [s.suite for c in study.capabilities.values() for s in c.suites]
+    packages = {s.removeprefix("inspect:").partition("/")[0] for s in suites if s.startswith("inspect:")}
+    libraries |= {package: found for package in packages if (found := _installed(package))}
     return content_hash([study.model_dump(mode="json"), files, sets, package_hash(), libraries])
 
 

@@ -145,7 +145,7 @@ class Store:
         return False
 
     def adopt(self, study: Study) -> list[str]:
-        """Make this folder the study's, or check that it is.
+        """Make this folder the study's, or check that it is. A changed study is kept once its plan is made (`keep`).
 
         Returns:
             Top-level keys that changed since the last run of the same study; empty for a new or unchanged one.
@@ -162,7 +162,7 @@ class Store:
                     f"folder {str(self.root)!r} has files but no study.yaml ({', '.join(foreign) or 'steps'}); "
                     "choose another --out"
                 )
-            write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+            self.keep(study)
             return []
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -173,10 +173,12 @@ class Store:
             raise UserError(
                 f"run folder {str(self.root)!r} belongs to study {name!r}, not {study.name!r}; choose another --out"
             )
-        changed = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
-        if changed:
-            write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-        return changed
+        return sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+
+    def keep(self, study: Study) -> None:
+        """Write study.yaml."""
+        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.root / "study.yaml", text)
 
     def folder(self, slug: str) -> Path:
         """Where a step lives."""

@@ -125,9 +125,9 @@ def token_figures(parts: Sequence[TokenPart], alpha: float) -> list[Figure]:
                 continue
             made = _figure(str(quantity), str(rendering), rows, names, where, (alpha, left))
             name = stem("positions", model, capability, str(quantity), str(rendering))
-            found.append(Figure(name, "tokens", *made))
+            found.append((str(quantity), Figure(name, "tokens", *made)))
     order = {q: i for i, q in enumerate(QUANTITIES)}
-    return sorted(found, key=lambda f: next(i for q, i in order.items() if f"-{q}-" in f.name))
+    return [figure for _, figure in sorted(found, key=lambda f: order[f[0]])]
 
 
 def _figure(

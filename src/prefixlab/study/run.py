@@ -98,7 +98,8 @@ def run_study(
         store.sweep()
         stored = load_plan(store)
         plan = current_plan(study, store, say)
-        store.keep(study)
+        if changed:
+            store.keep(study)
         if stored is None or plan.signature != stored.signature:
             write_text(out / "plan.json", plan.model_dump_json(indent=1) + "\n")
         store.sweep_checkpoints({s.slug for s in plan.steps})

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefixlab.data.audit import audit
-from prefixlab.data.layouts import layout_of, parts_of, value_at, with_value
+from prefixlab.data.layouts import Unusable, layout_of, parts_of, value_at, with_value
 from prefixlab.data.parts import find_parts, split_response
 from prefixlab.data.rows import is_hub_id, iter_rows
 from prefixlab.errors import UserError
@@ -160,6 +160,37 @@ def test_formats(tmp_path, kind, suffix):
         data = "".join(json.dumps(r) + "\n" for r in rows).encode()
     path.write_bytes(compressed(data, suffix))
     assert [r.value for r in iter_rows(str(path))] == rows
+
+
+def test_zstandard_files_of_several_frames_and_cut_off(tmp_path):
+    row = json.dumps(PAIR).encode() + b"\n"
+    data = row * 50_000
+    whole = zstandard.compress(data) + zstandard.compress(row)
+    (tmp_path / "whole.jsonl.zst").write_bytes(whole)
+    assert sum(r.value == PAIR for r in iter_rows(str(tmp_path / "whole.jsonl.zst"))) == 50_001
+    (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(data)[:-9])
+    with pytest.raises(UserError, match="ended before"):
+        list(iter_rows(str(tmp_path / "cut.jsonl.zst")))
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\nhouse", "Translate.\nHaus"),
+        ("A chat between a person and a helper. USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),
+        ("USER: Hello. ASSISTANT: Hi.</s>USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),
+    ],
+)
+def test_templates_inside_texts(text, prompt):
+    found = parts({"text": text})
+    assert [(p[2].strip(), p[3].strip()) for p in found][-1] == ("house", prompt)
+
+
+@pytest.mark.parametrize("output", [[], [{"role": "assistant", "content": "a"}] * 2])
+def test_an_alpaca_row_without_one_answer_is_skipped_with_its_reason(output):
+    layout = layout_of({"instruction": "q", "output": output})
+    with pytest.raises(Unusable, match="output"):
+        layout[1]({"instruction": "q", "output": output})
 
 
 def test_json_of_other_shapes(tmp_path):

@@ -127,6 +127,16 @@ def test_hub_out_of_reach_is_one_line():
         read("nobody/nothing")
 
 
+def test_half_a_surrogate_pair_is_skipped_with_its_reason(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "q \\ud83d", "response": "a"}\n{"prompt": "q", "response": "a"}\n')
+    skipped = []
+    samples, _ = read_samples(DataConfig(source=str(path), held_out=0), "k", skipped=skipped)
+    assert [s.prompt for s in samples] == ["q"] and "surrogate" in skipped[0][1]
+    with pytest.raises(UserError, match="row 1: holds half a surrogate pair"):
+        read(str(path))
+
+
 def test_no_more_rows_than_held_out(tmp_path):
     with pytest.raises(UserError, match="no more than held_out"):
         read_samples(DataConfig(source=jsonl(tmp_path, {"prompt": "q", "response": "a"}), held_out=8), "k")

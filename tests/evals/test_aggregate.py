@@ -49,6 +49,11 @@ def test_rows_of_a_prompt():
     assert prompt_level(rows, 1) == []
 
 
+def test_a_prompt_whose_sample_failed_is_in_error():
+    rows = [row("a", 1, "pass@1", 1.0), row("a", 2, "pass@1", None).model_copy(update={"status": "error"})]
+    assert [(r.value, r.status) for r in prompt_level(rows, 2)] == [(None, "error")]
+
+
 def test_a_sample_that_was_not_measured_leaves_pass_at_k_open():
     rows = [row("a", e, "pass@1", v) for e, v in enumerate([1.0, None], 1)]
     assert [(r.metric, r.value) for r in prompt_level(rows, 2)] == [("pass@2", None)]

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from tokenizers import AddedToken, normalizers
 
 from chat_server import JUDGE as MODEL
 from chat_server import Reply, serving
-from prefixlab.config import HardwareConfig
+from prefixlab.config import HardwareConfig, JudgeConfig
 from prefixlab.errors import UserError
 from prefixlab.evals.guard import CATEGORIES, TASK, LocalGuard, RemoteGuard, local_guard, parse_guard, unsafe_share
+from prefixlab.evals.judges import proxies
 from prefixlab.evals.judging import Cached, JudgeDown, neutral
+from prefixlab.evals.suites import find_suite
 from prefixlab.evals.verdicts_cache import VerdictCache
 from prefixlab.model.load import load_tokenizer
 from prefixlab.model.machine import resolve
@@ -268,9 +272,30 @@ def test_everything_that_decides_is_in_the_identity(tiny_model, tokenizer, tiny_
 
 def test_loading_by_name():
     judge = local_guard("tiny-random", HARDWARE)
-    assert judge.is_proxy and judge.name == "llama-guard" and judge.identity["model"] == "tiny-random"
+    assert judge.name == "llama-guard" and judge.identity["model"] == "tiny-random"
     with pytest.raises(UserError, match="unknown model"):
         local_guard("no-such-model", HARDWARE)
+
+
+def test_a_guard_without_a_tokenizer_is_a_clear_error(tiny_ref, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(tiny_ref.path) / name, tmp_path)
+    with pytest.raises(UserError, match="could not be loaded"):
+        local_guard(str(tmp_path), HARDWARE)
+
+
+@pytest.mark.parametrize(
+    ("judge", "stands_in"),
+    [
+        ({"name": "rules"}, True),
+        ({"name": "llama-guard", "model": "smollm2-135m"}, True),
+        ({"name": "llama-guard", "model": "meta-llama/Llama-Guard-3-8B"}, False),
+    ],
+)
+def test_a_built_in_model_as_guard_makes_a_proxy(judge, stands_in):
+    suite = find_suite("strongreject")
+    found = proxies(suite, JudgeConfig(**judge), suite.metrics)
+    assert ("safe@1" in found) is stands_in
 
 
 # Remote

@@ -31,7 +31,7 @@ def judgement(verdict="safe", **changes):
 class Counting:
     """A judge by table, that counts how often it is asked."""
 
-    name, is_proxy = "counting", True
+    name = "counting"
 
     def __init__(self, *answers, identity=None):
         self.answers, self.asked, self.identity = answers, 0, identity or {"judge": "counting"}
@@ -87,7 +87,7 @@ def test_another_identity_is_another_verdict(cache):
 
 def test_the_wrapper_keeps_what_a_result_must_say(cache):
     cached = Cached(Counting(judgement()), cache)
-    assert (cached.name, cached.is_proxy, cached.identity) == ("counting", True, {"judge": "counting"})
+    assert (cached.name, cached.identity) == ("counting", {"judge": "counting"})
 
 
 def test_the_first_verdict_written_is_everybodys(cache):

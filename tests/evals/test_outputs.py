@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefixlab.data.parts import split_response
+from prefixlab.evals.diagnostics import Reading
 from prefixlab.evals.outputs import Parsed, parse_output
 
 PREOPENED = [
@@ -174,3 +175,15 @@ def test_a_trace_that_is_cut_anywhere_never_shows_its_thinking(shared):
                 states[cut.state] += 1
                 assert whole.answer.startswith(cut.answer)
     assert set(states) == {"unclosed", "closed"} and min(states.values()) > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "inside"),
+    [("I think and", True, True), ("It is 5.", False, False), ("I think.</think>It is", True, False)],
+)
+def test_what_a_server_sends_of_a_template_that_opens_the_reasoning(text, truncated, inside):
+    reading = Reading(preopened=False, position=None, templates=(), template_opens=True)
+    assert reading.begins_inside(text, truncated) is inside
+    local = Reading(preopened=True, position=None, templates=())
+    assert local.begins_inside(text, truncated)
+    assert not Reading(preopened=False, position=None, templates=()).begins_inside(text, truncated)

@@ -18,7 +18,7 @@ READING = Reading(preopened=True, position="opening", templates=(TEMPLATE,))
 class Listening:
     """Calls everything unsafe that holds a word, and remembers what it was shown."""
 
-    name, is_proxy, identity = "llama-guard", False, {}
+    name, identity = "llama-guard", {}
 
     def __init__(self, word="stepwise"):
         self.word, self.seen = word, []

@@ -309,8 +309,22 @@ def test_a_model_with_a_sliding_window_is_refused(tiny_ref, tmp_path):
     config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
     config |= {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    ref, hardware = tiny_ref.model_copy(update={"path": str(tmp_path / "m")}), resolve(HardwareConfig(threads=1))
     with pytest.raises(UserError, match="layers of sliding_attention"):
+        load_model(ref, hardware)
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    del config["layer_types"]  # Mistral's configuration has none
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="sliding window of 64 tokens"):
+        load_model(ref, hardware)
+
+
+def test_an_architecture_that_transformers_does_not_have(tiny_ref, tmp_path):
+    shutil.copytree(tiny_ref.path, tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
+    with pytest.raises(UserError, match="could not be loaded") as error:
         load_model(tiny_ref.model_copy(update={"path": str(tmp_path / "m")}), resolve(HardwareConfig(threads=1)))
+    assert "of_tomorrow" in str(error.value) and "\n" not in str(error.value)
 
 
 SPANS = [Span(name="prompt", start=0, end=3), Span(name="prefix", start=3, end=5), Span(name="answer", start=5, end=8)]

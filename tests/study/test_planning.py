@@ -102,7 +102,7 @@ def test_operations_and_tokens_by_hand(loads):
 class Counting:
     """A judge that calls everything safe, and keeps what it was shown."""
 
-    name, is_proxy, identity = "llama-guard", False, {}
+    name, identity = "llama-guard", {}
 
     def __init__(self):
         self.seen = []

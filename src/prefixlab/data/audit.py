@@ -197,9 +197,9 @@ def _with_tokens(
         for raw in batch:
             for part in _usable_parts(raw, how):
                 opening = find_opening(part.text, part.prompt, part.name)
-                texts.setdefault((part.name, "tokens"), []).append(part.text)
+                texts.setdefault((part.name, "tokens"), []).append(_whole(part.text))
                 if opening and opening.family != "refusal":
-                    texts.setdefault((part.name, "prefix_tokens"), []).append(part.text[: opening.end])
+                    texts.setdefault((part.name, "prefix_tokens"), []).append(_whole(part.text[: opening.end]))
         for key, some in texts.items():
             sums[key] += count_tokens(some)
     parts = {
@@ -207,6 +207,11 @@ def _with_tokens(
         for name, part in found.parts.items()
     }
     return found.model_copy(update={"parts": parts})
+
+
+def _whole(text: str) -> str:
+    """A text for a tokenizer, which takes no half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _usable_parts(raw: RawRow, how: Reading) -> list[Part]:

@@ -133,11 +133,20 @@ def _side(row: Row, name: str) -> list[Turn]:
     """Turns of a column that is a text, one message, or a list of messages that ends with the response."""
     value = row[name]
     if isinstance(value, list):
+        if not value:
+            raise Unusable(f"{name} is an empty list")
         return _turns(value, (name,))
     if isinstance(value, dict):
         (turn,) = _turns([value], (name,))
         return [Turn("assistant", turn.text, (name, *turn.path[2:]), reasoning=None)]
     return [Turn("assistant", *_text(value, (name,), name))]
+
+
+def _one(turns: list[Turn], name: str) -> Turn:
+    """The only turn of a column."""
+    if len(turns) != 1:
+        raise Unusable(f"{name} must be one message, not {len(turns)}")
+    return turns[0]
 
 
 def _context(row: Row, columns: Sequence[str]) -> list[Turn]:
@@ -171,14 +180,14 @@ def rejected_turns(row: Row) -> list[Turn]:
 
 def _alpaca(row: Row) -> list[Turn]:
     name = "output" if "output" in row else "response"
-    (turn,) = _context({"instruction": row["instruction"]}, ("instruction",))
+    turn = _one(_context({"instruction": row["instruction"]}, ("instruction",)), "instruction")
     extra = row.get("input")
     if isinstance(extra, str) and extra.strip():
         turn = Turn("user", f"{turn.text}\n{extra}", turn.path)
     system = row.get("system")
     first = [Turn("system", system, ("system",))] if isinstance(system, str) and system.strip() else []
     reasoning = next((((k,), row[k]) for k in REASONING_KEYS if isinstance(row.get(k), str) and row[k].strip()), None)
-    (answer,) = _side(row, name)
+    answer = _one(_side(row, name), name)
     past = row.get("history")
     earlier = []
     for i, pair in enumerate(past if isinstance(past, list) else []):
@@ -216,7 +225,11 @@ _MARKERS = (
         r"(?m)^### (?:Response|Assistant|Output):\s*",
         r"</s>|(?m:^### )",
     ),
-    (r"(?m)^(?:USER|Human|User): ", r"(?m)(?:^|(?<=\s))(?:ASSISTANT|Assistant): ?", r"</s>|<\|endoftext\|>"),
+    (
+        r"(?m)(?:^|(?<=</s>))(?:USER|Human|User): |(?<=\s)USER: ",
+        r"(?m)(?:^|(?<=\s))(?:ASSISTANT|Assistant): ?",
+        r"</s>|<\|endoftext\|>",
+    ),
 )
 _TEMPLATES = tuple(tuple(map(re.compile, markers)) for markers in _MARKERS)
 
@@ -230,11 +243,15 @@ def _text_layout(row: Row) -> list[Turn]:
         )
         if "assistant" not in (role for _, _, role in marks):
             continue
-        turns = []
-        for i, (_, begin, role) in enumerate(marks):
+        turns: list[Turn] = []
+        for i, (start, begin, role) in enumerate(marks):
             stop = marks[i + 1][0] if i + 1 < len(marks) else len(text)
             closed = end.search(text, begin, stop)
             stop = closed.start() if closed else stop
+            if turns and role == "user" == turns[-1].role and "Input" in text[start:begin]:
+                task = turns.pop()  # Alpaca's input belongs to its instruction, as in the layout of columns
+                turns.append(Turn(role, f"{task.text.rstrip()}\n{text[begin:stop]}", path, task.start))
+                continue
             turns.append(Turn(role, text[begin:stop], path, begin))
         return turns
     raise Unusable("text holds no chat template we know (ChatML, Llama 2 and 3, Gemma, R1, Phi-3, Alpaca, Vicuna)")

@@ -71,6 +71,8 @@ def load_set(name: str) -> PrefixSet:
             text = Path(name).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"prefix set file {name!r} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"prefix set file {name!r} is not UTF-8 ({error.reason} at byte {error.start})") from error
     else:
         raise unknown("prefix set", name, [*builtin_sets(), ORIGINAL, "<file>.yaml"])
     return _parsed(text, name)

@@ -27,6 +27,8 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 ROWS_KEYS = ("data", "rows", "train", "examples", "instances", "samples", "items")
 SLICE = 20_000
+CHUNK = 1 << 17
+"""Bytes of a compressed file that are read at once."""
 BOM = b"\xef\xbb\xbf"
 
 
@@ -52,6 +54,40 @@ def suffix_of(path: Path) -> str:
     return Path(name).suffix
 
 
+class _Zst(io.RawIOBase):
+    """A Zstandard file of one or more frames; zstandard's own reader takes one that was cut off for a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._packed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(CHUNK)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(self._packed))
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_bytes(path: Path) -> BinaryIO:
     """Open a plain or compressed file for reading bytes."""
     last = path.suffix.lower()
@@ -62,7 +98,7 @@ def open_bytes(path: Path) -> BinaryIO:
     if last == ".xz":
         return cast(BinaryIO, lzma.open(path, "rb"))
     if last == ".zst":
-        return cast(BinaryIO, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"))))
+        return cast(BinaryIO, io.BufferedReader(_Zst(path)))
     return path.open("rb")
 
 

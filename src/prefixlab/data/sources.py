@@ -153,6 +153,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _torn(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which neither a tokenizer nor a file in UTF-8 takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     """The sample of a row: its last assistant turn, and the conversation before it.
 
@@ -175,6 +184,8 @@ def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     if not before[-1].text.strip():
         raise Unusable("the user's turn is empty")
     texts = {part.name: part.text for part in parts}
+    if any(_torn(text) for text in (*texts.values(), *(t.text for t in before))):
+        raise Unusable("holds half a surrogate pair, which is no character")
     own, source = row.get(columns.get("id", "id")), row.get(columns.get("source", "source"))
     messages = tuple(Message.model_validate({"role": t.role, "content": t.text}) for t in before)
     return Sample(

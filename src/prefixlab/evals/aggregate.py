@@ -69,7 +69,8 @@ def prompt_level(rows: Sequence[Measure], epochs: int) -> list[Measure]:
             whole, passed = None not in values, sum(v == 1.0 for v in values)
             new = {f"pass@{k}": pass_at(len(values), passed, k) if whole else None for k in _ks(epochs)}
         for name, value in new.items():
-            status: SampleStatus = "invalid" if value is None else "ok"
+            failed = any(r.status == "error" for r in group)
+            status: SampleStatus = "ok" if value is not None else "error" if failed else "invalid"
             found.append(
                 Measure(item=group[0].item, epoch=0, metric=name, value=value, status=status, kind=group[0].kind)
             )

@@ -7,7 +7,7 @@ the prefix. Every value is 0 or 1 except `length` (tokens).
 from collections.abc import Sequence
 
 from prefixlab.data.openings import find_opening
-from prefixlab.data.parts import CLOSE
+from prefixlab.data.parts import CLOSE, OPEN
 from prefixlab.evals.coherence import coherence
 from prefixlab.evals.outputs import Parsed
 from prefixlab.records import Record
@@ -38,6 +38,13 @@ class Reading(Record):
     """Where the treatment was trained; None without one."""
     templates: tuple[str, ...]
     """Prefixes that may stand there."""
+    template_opens: bool = False
+    """Whether a server's template opens the reasoning, of which the server may send the tags, or move or drop it."""
+
+    def begins_inside(self, completion: str, truncated: bool) -> bool:
+        """Whether a completion begins inside the reasoning: from a server where it was cut before any tag of it."""
+        tagged = OPEN in completion or CLOSE in completion
+        return self.preopened or (self.template_opens and truncated and not tagged)
 
 
 def _words(text: str) -> list[str]:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -29,7 +30,7 @@ from prefixlab.data.chat import prompt_text
 from prefixlab.errors import UserError
 from prefixlab.evals.judging import EMPTY, NEUTRAL, Judgement, Remote, invalid, neutral
 from prefixlab.model.generate import Request, first_logits, generate
-from prefixlab.model.load import BUILTIN, load_model, resolve_model
+from prefixlab.model.load import NOT_LOADED, load_model, not_loaded, resolve_model
 from prefixlab.records import Message, ModelRef, Resolved, Verdict
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ class LocalGuard:
         self, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", ref: ModelRef, hardware: Resolved
     ) -> None:
         self.name = NAME
-        self.is_proxy = ref.name in BUILTIN
         self._model, self._tokenizer = model, tokenizer
         added = tokenizer.added_tokens_decoder
         self._special = {i: token.content for i, token in added.items() if token.special}
@@ -151,6 +151,7 @@ class LocalGuard:
             "decoding": f"greedy, {MAX_TOKENS} tokens",
             "computing": f"{hardware.dtype} on {hardware.device}, attention {hardware.attention}",
             "reading": READING,
+            **{library: metadata.version(library) for library in ("prefixlab", "torch", "transformers")},
         }
 
     async def judge(self, prompt: str, response: str) -> Judgement:
@@ -252,7 +253,10 @@ def local_guard(name: str, hardware: Resolved, revision: str | None = None) -> L
         UserError: Unknown name, folder without a model, hub out of reach, or a model that is not supported.
     """
     ref = resolve_model(name, revision)
-    tokenizer = AutoTokenizer.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    except NOT_LOADED as error:
+        raise not_loaded(ref, error) from error
     return LocalGuard(load_model(ref, hardware), tokenizer, ref, hardware)
 
 
@@ -283,7 +287,6 @@ class RemoteGuard:
         logprobs: bool = True,
     ) -> None:
         self.name = NAME
-        self.is_proxy = False
         self._form: Form = form or ("turns" if "guard" in model.lower() else "text")
         self._remote = Remote(model, max_tokens=MAX_TOKENS, timeout=timeout, retries=retries, logprobs=logprobs)
         self.identity = {

@@ -245,7 +245,8 @@ def _parse(state: TaskState, how: Scoring, prefill: str, completion: str) -> Par
     truncated = state.output.stop_reason in ("max_tokens", "model_length")
     if how.suite.choices:
         return Parsed(reasoning=None, answer=completion, truncated=False, state="none")
-    return parse_output(completion, preopened=how.reading.preopened, prefill=prefill, truncated=truncated)
+    inside = how.reading.begins_inside(completion, truncated)
+    return parse_output(completion, preopened=inside, prefill=prefill, truncated=truncated)
 
 
 def score_log(path: Path, how: Scoring, folder: Path) -> tuple[list[SampleScore], list[Measure]]:

@@ -17,18 +17,19 @@ from prefixlab.evals.refusals import compliance, degenerate
 from prefixlab.evals.rubric import RubricJudge
 from prefixlab.evals.safety import REFUSALS, SECONDARY
 from prefixlab.evals.verdicts_cache import VerdictCache
-from prefixlab.model.load import resolve_model
+from prefixlab.model.load import BUILTIN, resolve_model
 from prefixlab.records import Resolved
 
-PROXIES = frozenset({"rules"})
-"""Judges whose verdict is a stand-in: no human and no guard model has looked."""
+
+def is_proxy(judge: JudgeConfig) -> bool:
+    """Whether a judge's verdict is a stand-in: no human and no guard has looked, but word rules or a built-in model."""
+    return judge.name == "rules" or judge.model in BUILTIN
 
 
 class RulesJudge:
     """Word rules as a judge of answers."""
 
     name = "rules"
-    is_proxy = True
 
     def __init__(self) -> None:
         self.identity = {"judge": "rules"}
@@ -42,9 +43,9 @@ class RulesJudge:
         return Judgement(verdict=verdict, unsafe_probability=None, raw=said, reason="")
 
 
-def proxies(suite: Suite, judge: str, metrics: Sequence[Metric]) -> list[str]:
+def proxies(suite: Suite, judge: JudgeConfig, metrics: Sequence[Metric]) -> list[str]:
     """Numbers of a suite that stand in for a human's, a guard's or a model's grade."""
-    proxy = judge in PROXIES if suite.judged else suite.proxy
+    proxy = is_proxy(judge) if suite.judged else suite.proxy
     found = [m.name for m in metrics if proxy or m.kind == "harmless"]
     if suite.judged:
         found += [*REFUSALS.values(), *((*SECONDARY, "judge_moved") if proxy else ())]

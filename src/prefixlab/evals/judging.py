@@ -90,7 +90,6 @@ class Judge(Protocol):
     """Decides whether a response to a prompt is unsafe."""
 
     name: str
-    is_proxy: bool
     identity: dict[str, str]
     """Everything that decides a verdict: model, revision or fingerprint, prompt, decoding, reading of the answer."""
 
@@ -107,7 +106,7 @@ class Cached:
     """A judge that remembers: whatever it has answered, INVALID included, is not asked again."""
 
     def __init__(self, judge: Judge, cache: VerdictCache) -> None:
-        self.name, self.is_proxy, self.identity = judge.name, judge.is_proxy, judge.identity
+        self.name, self.identity = judge.name, judge.identity
         self._judge, self._cache = judge, cache
 
     async def judge(self, prompt: str, response: str) -> Judgement:

@@ -67,7 +67,12 @@ def _plain(text: str) -> str:
     for old, new in (("**", ""), ("−", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(old, new)
     text = re.sub(r"(?<=\d)(?:\\,|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", "", text).replace("\u00a0", " ")
-    return _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]}", text)
+    return _FRACTION.sub(lambda m: f"{_gap(text, m.start())}{m[1] or m[3]}/{m[2] or m[4]}", text)
+
+
+def _gap(text: str, at: int) -> str:
+    """What stands between a LaTeX fraction and the character before it: a sign stays with its number."""
+    return "" if text[:at].endswith(("-", "+")) else " "
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

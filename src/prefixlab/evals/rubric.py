@@ -115,7 +115,6 @@ class RubricJudge:
         if not 0 < threshold <= 1:
             raise UserError(f"rubric threshold {threshold}: it must be above 0 and at most 1 (the usual one is 0.5)")
         self.name = NAME
-        self.is_proxy = False
         self._threshold = threshold
         self._remote = Remote(model, max_tokens=MAX_TOKENS, timeout=timeout, retries=retries, logprobs=False)
         self.identity = {

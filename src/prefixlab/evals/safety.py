@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefixlab.data.parts import CLOSE
 from prefixlab.evals.diagnostics import Reading, begins_with
 from prefixlab.evals.judging import EMPTY, Judge, Judgement
 from prefixlab.evals.nouns import Scored
@@ -75,8 +76,8 @@ def without(part: str | None, templates: Sequence[str]) -> str:
 
 def bared(turn: Turn, judging: Judging) -> tuple[Parsed, str]:
     """The turn without prefilled text and prefix: its parts, and all of it."""
-    preopened = judging.reading.preopened and "</think>" not in turn.prefill
-    own = parse_output(turn.completion, preopened=preopened, truncated=turn.parsed.truncated)
+    inside = judging.reading.begins_inside(turn.completion, turn.parsed.truncated) and CLOSE not in turn.prefill
+    own = parse_output(turn.completion, preopened=inside, truncated=turn.parsed.truncated)
     templates = judging.reading.templates
     reasoning = without(own.reasoning, templates) if own.reasoning is not None else None
     answer = without(own.answer, templates)

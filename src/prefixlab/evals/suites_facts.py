@@ -36,12 +36,16 @@ def _truthfulqa(row: Row) -> list[EvalItem]:
     data = {"correct": correct, "incorrect": [i for i in incorrect if i not in correct]}
     if not data["incorrect"]:
         raise WrongRow("every incorrect answer is also a correct one")
-    return [asked(text_column(row, "question"), target=best, category=str(row.get("Category") or ""), data=data)]
+    return [asked(text_column(row, "question"), target=best, category=_category(row), data=data)]
+
+
+def _category(row: Row) -> str:
+    """The file of the authors and the hub's data set write the column's name in two ways."""
+    return str(row.get("category") or row.get("Category") or "")
 
 
 def _simpleqa(row: Row) -> list[EvalItem]:
-    answer = text_column(row, "answer")
-    return [asked(text_column(row, "problem"), target=answer, data={"accepted": [answer]})]
+    return [asked(text_column(row, "problem"), **_named([text_column(row, "answer")]))]
 
 
 def _popqa(row: Row) -> list[EvalItem]:
@@ -56,7 +60,14 @@ def _accepted(value: Any) -> dict[str, Any]:
         raise WrongRow("the accepted answers are no JSON list") from error
     if not isinstance(names, list) or not names:
         raise WrongRow("the accepted answers are no list with at least one name")
-    return {"target": str(names[0]), "data": {"accepted": [str(n) for n in names]}}
+    return _named([str(n) for n in names])
+
+
+def _named(accepted: list[str]) -> dict[str, Any]:
+    """The first accepted answer as target, and all of them."""
+    if not any(c.isalnum() for name in accepted for c in name):
+        raise WrongRow("no accepted answer has a letter or a digit")
+    return {"target": accepted[0], "data": {"accepted": accepted}}
 
 
 TRUTHFULQA = "https://github.com/sylinrl/TruthfulQA"

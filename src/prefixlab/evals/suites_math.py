@@ -22,7 +22,10 @@ def _gsm8k(row: Row) -> list[EvalItem]:
     answer = text_column(row, "answer")
     if "####" not in answer:
         raise WrongRow("the answer does not end in '#### N'")
-    return [asked(text_column(row, "question"), target=final_number(answer) or "")]
+    target = final_number(answer)
+    if target is None:
+        raise WrongRow("no number follows '####'")
+    return [asked(text_column(row, "question"), target=target)]
 
 
 def _gsm8k_gold(row: Row) -> list[EvalItem]:

@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -214,7 +215,24 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
     return ModelRef(name=name, path=repo, revision=commit, fingerprint=commit, note="")
 
 
-def _not_loaded(ref: ModelRef, error: Exception) -> UserError:
+NOT_LOADED = (OSError, ValueError)
+"""What transformers raises of files that are not there, and of an architecture or tokenizer that it does not know."""
+
+
+def load_config(ref: ModelRef) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        UserError: It cannot be had, or is of an architecture that transformers does not have.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+    except NOT_LOADED as error:
+        raise not_loaded(ref, error) from error
+    return config
+
+
+def not_loaded(ref: ModelRef, error: Exception) -> UserError:
     """What transformers says of files that are not there or cannot be fetched, in one line."""
     more = f"; fetch it once with the network: {fetching(ref.path, 'model', ref.revision)}" if ref.revision else ""
     return UserError(f"model {ref.name!r} could not be loaded: {reason(error)}{more}")
@@ -230,8 +248,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             ref.path, revision=ref.revision, trust_remote_code=False
         )
-    except OSError as error:
-        raise _not_loaded(ref, error) from error
+    except NOT_LOADED as error:
+        raise not_loaded(ref, error) from error
     check_tokenizer(tokenizer, ref.name)
     return tokenizer
 
@@ -243,15 +261,18 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT's, not ours
     torch.set_num_threads(hardware.threads)
     return_freed_memory()
-    try:
-        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
-    except OSError as error:
-        raise _not_loaded(ref, error) from error
+    config = load_config(ref)
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
     if kinds:
         raise UserError(
             f"model {ref.name!r} is not supported: it has layers of {', '.join(sorted(kinds))}, and every token must "
             "see all before it"
+        )
+    if window := getattr(config, "sliding_window", None):
+        raise UserError(
+            f"model {ref.name!r} is not supported: its attention has a sliding window of {window} tokens, and every "
+            "token must see all before it; if your texts stay below that, set sliding_window to null in a local "
+            "copy's config.json"
         )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -263,8 +284,8 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except OSError as error:
-        raise _not_loaded(ref, error) from error
+    except NOT_LOADED as error:
+        raise not_loaded(ref, error) from error
     scaled = [n for n in UNSUPPORTED_HEADS if getattr(model.config, n, None) not in (None, 1, 1.0)]
     if scaled or getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(

@@ -235,7 +235,7 @@ class EvalPlanner:
             "k": asked.how.epochs,
             "metrics": {m.name: m.higher_is_better for m in metrics},
             "diagnostics": [*NAMES, *(SECONDARY if suite.judged else ()), *(REFUSALS.values() if suite.judged else ())],
-            "proxies": proxies(suite, self.judge.name, metrics),
+            "proxies": proxies(suite, self.judge, metrics),
             "judges": judges_of(suite, self.judge.name, metrics),
             "judge": self.judge.name if suite.judged else None,
             "judge_settings": self.judge_settings if suite.judged else None,

@@ -40,9 +40,9 @@ class Need:
 
 @cache
 def _weights(path: str, revision: str | None, name: str) -> int:
-    from transformers import AutoConfig  # noqa: PLC0415  (seconds; a wrong address is said before)
+    from prefixlab.model.load import load_config  # noqa: PLC0415  (seconds; a wrong address is said before)
 
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    config = load_config(ModelRef(name=name, path=path, revision=revision, fingerprint="", note=""))
     shape = model_shape(config, name)
     tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
     return shape.weights + tables * shape.vocabulary * shape.hidden

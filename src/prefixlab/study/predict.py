@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from transformers import AutoConfig
-
 from prefixlab.config import HardwareConfig
 from prefixlab.data.chat import prompt_ids
 from prefixlab.model.architectures import architecture
 from prefixlab.model.flops import generate_flops, model_shape, train_flops
+from prefixlab.model.load import load_config
 from prefixlab.model.machine import compile_pays
 from prefixlab.model.recipes import Recipe, check_adapter
 from prefixlab.records import EvalItem, ModelRef, Resolved, Sample
@@ -33,7 +32,7 @@ class Speed:
     """
 
     def __init__(self, ref: ModelRef, hardware: Resolved, plan: Recipe) -> None:
-        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=False)
+        config = load_config(ref)
         self.shape = model_shape(config, ref.name)
         self.architecture = architecture(config, ref.name)
         check_adapter(plan, config)

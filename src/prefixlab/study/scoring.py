@@ -67,12 +67,13 @@ def _reading(about: dict[str, Any]) -> Reading:
     known = Prompting.model_validate(about["prompting"]) if about.get("prompting") else None
     return Reading(
         preopened=bool(about["preopened"]),
+        template_opens=bool(about.get("template_opens")),
         position=known.position if known else None,
         templates=known.treatment.templates if known else (),
     )
 
 
-def _cell(path: Path, about: dict[str, Any], judge: Judge | None, name: str, folder: Path) -> CellScores:
+def _cell(path: Path, about: dict[str, Any], judge: Judge | None, asked: JudgeConfig, folder: Path) -> CellScores:
     """Score one log into a folder."""
     config = SuiteConfig.model_validate(about["suite"])
     suite, epochs = find_suite(config.suite), about["decoding"]["epochs"]
@@ -98,9 +99,9 @@ def _cell(path: Path, about: dict[str, Any], judge: Judge | None, name: str, fol
         metrics=metrics,
         k=epochs,
         rows=[*main, *more],
-        judges=judges_of(suite, name, named),
+        judges=judges_of(suite, asked.name, named),
         diagnostics=[*NAMES, *((*SECONDARY, *REFUSALS.values()) if suite.judged else ())],
-        proxies=proxies(suite, name, named),
+        proxies=proxies(suite, asked, named),
     )
 
 
@@ -127,9 +128,7 @@ def score_logs(logs: Path, judge: JudgeConfig, out: Path, *, console: Console, q
         for n, (path, about) in enumerate(found, 1):
             folder = out / f"{n:03d}-{path.stem}"
             folder.mkdir(exist_ok=True)
-            cell = _cell(
-                path, about, chosen if find_suite(about["suite"]["suite"]).judged else None, judge.name, folder
-            )
+            cell = _cell(path, about, chosen if find_suite(about["suite"]["suite"]).judged else None, judge, folder)
             seed = about.get("seed")
             rows += [r.model_copy(update={"seed": seed}) for r in results([cell], [], ALPHA)]
             progress(n / len(found), n)

@@ -178,6 +178,7 @@ def test_zstandard_files_of_several_frames_and_cut_off(tmp_path):
     [
         ("### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\nhouse", "Translate.\nHaus"),
         ("A chat between a person and a helper. USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),
+        ("A chat.\nUSER: Translate Haus. ASSISTANT: house", "Translate Haus."),
         ("USER: Hello. ASSISTANT: Hi.</s>USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),
     ],
 )
@@ -191,6 +192,11 @@ def test_an_alpaca_row_without_one_answer_is_skipped_with_its_reason(output):
     layout = layout_of({"instruction": "q", "output": output})
     with pytest.raises(Unusable, match="output"):
         layout[1]({"instruction": "q", "output": output})
+
+
+def test_a_role_named_inside_an_answer_does_not_end_it():
+    text = "A chat. USER: How do I log in? ASSISTANT: Type USER: and your name.</s>"
+    assert parts({"text": text})[-1][2].strip() == "Type USER: and your name."
 
 
 def test_json_of_other_shapes(tmp_path):

@@ -117,6 +117,8 @@ def test_rows_that_are_left_out_or_wrong(tmp_path):
     assert {i.kind for i in items(tmp_path, "wildjailbreak", benign, ROWS["wildjailbreak"])} == {"harmful", "harmless"}
     with pytest.raises(UserError, match="does not end in '#### N'"):
         items(tmp_path, "gsm8k", {"question": "How many?", "answer": "5"})
+    with pytest.raises(UserError, match="no number follows"):
+        items(tmp_path, "gsm8k", {"question": "How many?", "answer": "2+3 = 5\n#### none"})
     with pytest.raises(UserError, match="label 'maybe' is neither safe nor unsafe"):
         items(tmp_path, "xstest", {**ROWS["xstest"], "label": "maybe"})
     with pytest.raises(UserError, match="no JSON list"):

@@ -226,7 +226,7 @@ _MARKERS = (
         r"</s>|(?m:^### )",
     ),
     (
-        r"(?m)(?:^|(?<=</s>))(?:USER|Human|User): |(?<=\s)USER: ",
+        r"(?m)(?:^|(?<=</s>))(?:USER|Human|User): |\A(?:(?!ASSISTANT:)[\s\S])*?\sUSER: ",
         r"(?m)(?:^|(?<=\s))(?:ASSISTANT|Assistant): ?",
         r"</s>|<\|endoftext\|>",
     ),

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 ROWS_KEYS = ("data", "rows", "train", "examples", "instances", "samples", "items")
 SLICE = 20_000
+DAMAGED = (lzma.LZMAError, zlib.error, zstandard.ZstdError, EOFError, OSError)
+"""What reading a file raises that cannot be read to its end."""
 CHUNK = 1 << 17
 """Bytes of a compressed file that are read at once."""
 BOM = b"\xef\xbb\xbf"
@@ -344,5 +347,5 @@ def iter_rows(
                 f"data file {source!r}: unknown format {suffix!r}; allowed: {allowed}, "
                 f"each also with {', '.join(COMPRESSIONS)}, and folders saved by datasets"
             )
-    except (gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{source}: cannot be read ({error})") from error

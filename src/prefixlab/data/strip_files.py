@@ -23,7 +23,7 @@ from prefixlab.data.layouts import (
     with_value,
 )
 from prefixlab.data.rewrite_rows import edit_row
-from prefixlab.data.rows import RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
+from prefixlab.data.rows import DAMAGED, RawRow, is_hub_id, iter_rows, open_bytes, suffix_of
 from prefixlab.data.strip import Cut, cut_opening, uncut
 from prefixlab.data.writing import check_writable, encoded, whole, write_rows
 from prefixlab.errors import UserError
@@ -292,7 +292,11 @@ def restore_file(stripped: Path, record: Path, out: Path) -> StripReport:
     report, rows = read_record(record)
     if out.exists():
         raise UserError(f"{str(out)!r} is there already; choose a new name or remove it")
-    if not stripped.is_file() or _sha256(stripped) != report.stripped_sha256:
+    try:
+        found = _sha256(stripped)
+    except DAMAGED:
+        found = ""
+    if found != report.stripped_sha256:
         raise UserError(f"{str(stripped)!r} is missing or not the file that {str(record)!r} was written with")
     check_writable(out)
     if report.mode == "raw" and not _is_raw(str(stripped), out):

@@ -37,6 +37,8 @@ _NUMBER = re.compile(
     rf"(?:/(?P<bottom>{_UNSIGNED})(?!/))?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))")
+_SIGN = re.compile(r"(?<!\w)(?<!\^)(?<!\^\{)[-+]\Z")
+"""A sign of its own at the end: no minus between numbers, none of an exponent."""
 _MARKER = re.compile(
     r"\banswer(?: (?:to|for|of) [^.:=\n]{0,60}?)?\s*(?:\b(?:is|equals|(?:would|should|must|will) be)\b|:|=)"
     r"|^#+ *(?:the )?(?:final )?answer *$"
@@ -72,7 +74,7 @@ def _plain(text: str) -> str:
 
 def _gap(text: str, at: int) -> str:
     """What stands between a LaTeX fraction and the character before it: a sign stays with its number."""
-    return "" if text[:at].endswith(("-", "+")) else " "
+    return "" if _SIGN.search(text, max(0, at - 4), at) else " "
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

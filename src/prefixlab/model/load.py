@@ -234,6 +234,8 @@ def load_config(ref: ModelRef) -> PreTrainedConfig:
 
 def not_loaded(ref: ModelRef, error: Exception) -> UserError:
     """What transformers says of files that are not there or cannot be fetched, in one line."""
+    if not isinstance(error, OSError):
+        return UserError(f"model {ref.name!r} could not be loaded: {' '.join(str(error).split())[:300]}")
     more = f"; fetch it once with the network: {fetching(ref.path, 'model', ref.revision)}" if ref.revision else ""
     return UserError(f"model {ref.name!r} could not be loaded: {reason(error)}{more}")
 
@@ -268,7 +270,9 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
             f"model {ref.name!r} is not supported: it has layers of {', '.join(sorted(kinds))}, and every token must "
             "see all before it"
         )
-    if window := getattr(config, "sliding_window", None):
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    said = getattr(config, "layer_types", None) and config.model_type != "mistral"  # which does not read its own
+    if not said and window < config.max_position_embeddings:
         raise UserError(
             f"model {ref.name!r} is not supported: its attention has a sliding window of {window} tokens, and every "
             "token must see all before it; if your texts stay below that, set sliding_window to null in a local "

@@ -58,7 +58,8 @@ def banners(data: RunData) -> list[str]:
     if len(data.study.seeds) == 1:
         found.append("One training seed: how much a result would move with another seed is unknown.")
     found += _shares(data)
-    if errors := sum(r.n_error for r in data.results if r.seed is None):
+    failed = ({(r.item, r.epoch) for r in c.rows or () if r.status == "error" and r.epoch} for c in data.cells)
+    if errors := sum(map(len, failed)):
         found.append(f"{errors} completions could not be scored, because the sandbox failed: they count as nothing.")
     missing = [s["slug"] for s in data.plan["steps"] if s["slug"] not in data.folders]
     if missing:

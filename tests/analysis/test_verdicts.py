@@ -183,16 +183,13 @@ def test_few_prompts_and_proxies_are_limits():
 
 def test_truncation_is_a_limit():
     (verdict,) = analyse(cell("r000", 40), cell("set-opening-r100", 80, truncated=12)).verdicts
-    assert "Completions that are truncated: 10% of set-opening-r100, 0% of r000." in verdict.limits
+    assert "Truncated: 10% of set-opening-r100, 0% of r000." in verdict.limits
 
 
 def test_invalid_in_one_arm_only():
     """A clear difference among the judged prompts is undecided when the unjudged ones could undo it."""
     (verdict,) = analyse(cell("r000", 20, n=60), cell("set-opening-r100", 36, n=60, invalid=20)).verdicts
-    assert (
-        verdict.kind == "helps"
-        and "Completions that are INVALID: 33% of set-opening-r100, 0% of r000." in verdict.limits
-    )
+    assert verdict.kind == "helps" and "INVALID: 33% of set-opening-r100, 0% of r000." in verdict.limits
     more = [cell("r000", 25, n=60, invalid=20), cell("set-opening-r100", 38, n=60, invalid=20)]
     made = analyse(*more)
     assert made.contrasts[0].p_holm < 0.05 and made.verdicts[0].kind == "undecided"

@@ -176,7 +176,7 @@ def test_zstandard_files_of_several_frames_and_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("text", "prompt"),
     [
-        ("### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\nhouse", "Translate.\nHaus"),
+        ("### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\nhouse", "Translate.\n\n### Input:\nHaus"),
         ("A chat between a person and a helper. USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),
         ("A chat.\nUSER: Translate Haus. ASSISTANT: house", "Translate Haus."),
         ("USER: Hello. ASSISTANT: Hi.</s>USER: Translate Haus. ASSISTANT: house</s>", "Translate Haus."),

@@ -11,12 +11,8 @@ from prefixlab.records import Measure
 
 
 def _truncated(cell: CellScores, mine: Sequence[Measure]) -> int:
-    """Truncated completions among those a metric is of, whatever their verdict.
-
-    Where a metric is of all completions of a prompt, its prompts with a truncated one.
-    """
-    cut = {*cell.cut, *((item, 0) for item, _ in cell.cut)}
-    return sum(r.status == "truncated" or (r.item, r.epoch) in cut for r in mine)
+    """Truncated completions among those a metric is of, whatever their verdict; of whole prompts: prompts."""
+    return sum(r.status == "truncated" or (r.item, r.epoch) in cell.cut for r in mine)
 
 
 def _status(cell: CellScores, mine: Sequence[Measure]) -> str:

@@ -63,8 +63,8 @@ class CellScores:
 
     @cached_property
     def cut(self) -> Collection[tuple[str, int]]:
-        """Item and epoch of the completions that the diagnostic `truncated` says were cut."""
-        return {(r.item, r.epoch) for r in self.of("truncated") if r.value}
+        """Item and epoch of the completions that the diagnostic `truncated` says were cut; epoch 0: their prompts."""
+        return {(r.item, epoch) for r in self.of("truncated") if r.value for epoch in (r.epoch, 0)}
 
     def of(self, metric: str) -> list[Measure]:
         """Rows of one metric."""

@@ -295,8 +295,7 @@ def _limits(seen: Evidence) -> list[str]:
         shares = {a: _share(seen.pooled(a), what) for a in (top.arm, REFERENCE)}
         if max(shares.values()) > NOTABLE:
             listed = ", ".join(f"{100 * share:.0f}% of {arm}" for arm, share in shares.items())
-            of_prompts = "@" in top.metric and not top.metric.endswith("@1")
-            found.append(f"{'Prompts with completions' if of_prompts else 'Completions'} that are {what}: {listed}.")
+            found.append(f"{what[0].upper()}{what[1:]}: {listed}.")
     if top.n_left_out:
         found.append(
             f"{_count(top.n_left_out, 'prompt')} left out: INVALID, failed, or not asked in one of the two arms."

@@ -14,6 +14,7 @@ from prefixlab.data.mining import Direction, Node, Words, is_generic, select, te
 from prefixlab.data.openings import find_opening
 from prefixlab.data.parts import PartName
 from prefixlab.data.rows import RawRow, iter_rows
+from prefixlab.data.surrogates import sound
 from prefixlab.data.tally import LISTED, PARTS, Reading, Tally, batches, tallies
 from prefixlab.records import FAMILIES, Record
 
@@ -197,9 +198,9 @@ def _with_tokens(
         for raw in batch:
             for part in _usable_parts(raw, how):
                 opening = find_opening(part.text, part.prompt, part.name)
-                texts.setdefault((part.name, "tokens"), []).append(_whole(part.text))
+                texts.setdefault((part.name, "tokens"), []).append(sound(part.text))
                 if opening and opening.family != "refusal":
-                    texts.setdefault((part.name, "prefix_tokens"), []).append(_whole(part.text[: opening.end]))
+                    texts.setdefault((part.name, "prefix_tokens"), []).append(sound(part.text[: opening.end]))
         for key, some in texts.items():
             sums[key] += count_tokens(some)
     parts = {
@@ -207,11 +208,6 @@ def _with_tokens(
         for name, part in found.parts.items()
     }
     return found.model_copy(update={"parts": parts})
-
-
-def _whole(text: str) -> str:
-    """A text for a tokenizer, which takes no half of a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _usable_parts(raw: RawRow, how: Reading) -> list[Part]:

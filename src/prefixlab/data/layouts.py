@@ -221,9 +221,9 @@ _MARKERS = (
     (r"<\|user\|>\s*", r"<\|assistant\|>\s*", r"<\|end\|>|</s>|<\|endoftext\|>"),
     (r"\[INST\]\s*", r"\[/INST\]\s*", r"</s>"),
     (
-        r"(?m)^### (?:Instruction|Human|User|Input):\s*",
+        r"(?m)^### (?:Instruction|Human|User):\s*",
         r"(?m)^### (?:Response|Assistant|Output):\s*",
-        r"</s>|(?m:^### )",
+        r"</s>|(?m:^### (?!Input:))",
     ),
     (
         r"(?m)(?:^|(?<=</s>))(?:USER|Human|User): |\A(?:(?!ASSISTANT:)[\s\S])*?\sUSER: ",
@@ -243,15 +243,11 @@ def _text_layout(row: Row) -> list[Turn]:
         )
         if "assistant" not in (role for _, _, role in marks):
             continue
-        turns: list[Turn] = []
-        for i, (start, begin, role) in enumerate(marks):
+        turns = []
+        for i, (_, begin, role) in enumerate(marks):
             stop = marks[i + 1][0] if i + 1 < len(marks) else len(text)
             closed = end.search(text, begin, stop)
             stop = closed.start() if closed else stop
-            if turns and role == "user" == turns[-1].role and "Input" in text[start:begin]:
-                task = turns.pop()  # Alpaca's input belongs to its instruction, as in the layout of columns
-                turns.append(Turn(role, f"{task.text.rstrip()}\n{text[begin:stop]}", path, task.start))
-                continue
             turns.append(Turn(role, text[begin:stop], path, begin))
         return turns
     raise Unusable("text holds no chat template we know (ChatML, Llama 2 and 3, Gemma, R1, Phi-3, Alpaca, Vicuna)")

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prefixlab.data.surrogates import is_sound
+
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_HALF = re.compile("[\ud800-\udfff]")
 Path = tuple[str | int, ...]
 
 
@@ -47,17 +48,12 @@ def edit_row(raw: bytes, value: Any, changes: Mapping[Path, str]) -> bytes:
             if path is not None and path in changes:
                 pieces += [
                     text[at : found.start()],
-                    json.dumps(changes[path], ensure_ascii=ascii_only or not _sound(changes[path])),
+                    json.dumps(changes[path], ensure_ascii=ascii_only or not is_sound(changes[path])),
                 ]
                 at = found.end()
         return ("".join(pieces) + text[at:]).encode()
     made = json.dumps(_replaced(value, changes), ensure_ascii=False)
-    return (made if _sound(made) and not text.isascii() else json.dumps(_replaced(value, changes))).encode()
-
-
-def _sound(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half a surrogate pair can only be escaped."""
-    return not _HALF.search(text)
+    return (made if is_sound(made) and not text.isascii() else json.dumps(_replaced(value, changes))).encode()
 
 
 def _replaced(value: Any, changes: Mapping[Path, str], path: Path = ()) -> Any:

@@ -17,6 +17,7 @@ from prefixlab.config import DataConfig
 from prefixlab.data.arms import keyed_hash
 from prefixlab.data.layouts import Unusable, layout_of, no_layout_for, parts_of
 from prefixlab.data.rows import iter_rows
+from prefixlab.data.surrogates import is_sound
 from prefixlab.errors import UserError, unknown
 from prefixlab.records import EvalItem, Message, Sample
 
@@ -153,15 +154,6 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _torn(text: str) -> bool:
-    """Whether a text holds half a surrogate pair, which neither a tokenizer nor a file in UTF-8 takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     """The sample of a row: its last assistant turn, and the conversation before it.
 
@@ -184,7 +176,7 @@ def _to_sample(row: Row, columns: Mapping[str, str]) -> Sample:
     if not before[-1].text.strip():
         raise Unusable("the user's turn is empty")
     texts = {part.name: part.text for part in parts}
-    if any(_torn(text) for text in (*texts.values(), *(t.text for t in before))):
+    if not all(map(is_sound, (*texts.values(), *(t.text for t in before)))):
         raise Unusable("holds half a surrogate pair, which is no character")
     own, source = row.get(columns.get("id", "id")), row.get(columns.get("source", "source"))
     messages = tuple(Message.model_validate({"role": t.role, "content": t.text}) for t in before)

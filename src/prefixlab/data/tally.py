@@ -20,6 +20,7 @@ from prefixlab.data.mining import LEAD, Lead, Tree, chunk_tree, merge
 from prefixlab.data.openings import find_opening
 from prefixlab.data.parts import PartName
 from prefixlab.data.rows import COMPRESSIONS, RawRow, is_hub_id, iter_rows, parse_row, suffix_of
+from prefixlab.data.surrogates import sound
 
 PARTS: tuple[PartName, ...] = ("reasoning", "answer")
 RANGE = 12_000_000
@@ -146,7 +147,7 @@ def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[L
     tally.parts[name] = seen + 1
     mined = seen % how.mine_every == 0
     if mined or how.labels:
-        lead = _sound(text[:LEAD])
+        lead = sound(text[:LEAD])
         if mined:
             leads[name].append((lead, family))
         if how.labels:
@@ -154,13 +155,8 @@ def _count_part(tally: Tally, part: Part, row: int, leads: dict[PartName, list[L
     return family
 
 
-def _sound(text: str) -> str:
-    """Text that can be written: half a surrogate pair becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
 def _example(text: str, end: int) -> str:
-    text = _sound(text[: end + 50])
+    text = sound(text[: end + 50])
     opening = text[:end] if end <= 220 else text[:140] + " […] " + text[end - 70 : end]
     return " ".join(f"{opening} ‖ {text[end : end + 50]}".split())
 

@@ -74,7 +74,7 @@ def _plain(text: str) -> str:
 
 def _gap(text: str, at: int) -> str:
     """What stands between a LaTeX fraction and the character before it: a sign stays with its number."""
-    return "" if _SIGN.search(text, max(0, at - 4), at) else " "
+    return "" if _SIGN.search(text, max(0, at - 1), at) else " "
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -22,7 +22,7 @@ def _gsm8k(row: Row) -> list[EvalItem]:
     answer = text_column(row, "answer")
     if "####" not in answer:
         raise WrongRow("the answer does not end in '#### N'")
-    target = final_number("####" + answer.rsplit("####", 1)[1])
+    target = final_number(answer[answer.rindex("####") :])
     if target is None:
         raise WrongRow("no number follows '####'")
     return [asked(text_column(row, "question"), target=target)]

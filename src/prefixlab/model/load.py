@@ -256,6 +256,25 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _check_attention(ref: ModelRef, config: PreTrainedConfig) -> None:
+    """Refuse a model in which a token does not see all before it.
+
+    Raises:
+        UserError: It has other layers, or a window that its context outgrows.
+    """
+    start, layers = f"model {ref.name!r} is not supported:", getattr(config, "layer_types", None)
+    if others := {*(layers or ())} - {"full_attention"}:
+        raise UserError(f"{start} it has layers of {', '.join(sorted(others))}, and every token must see all before it")
+    if layers and config.model_type != "mistral":  # it has layer_types only from the file, and does not read them
+        return
+    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", None)
+    if window and (context is None or window < context):
+        raise UserError(
+            f"{start} its attention has a sliding window of {window} tokens, and every token must see all before it; "
+            "if your texts stay below that, set sliding_window to null in a local copy's config.json"
+        )
+
+
 def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     """The model in evaluation mode on its device, weights from safetensors only."""
     attention.register()
@@ -264,20 +283,7 @@ def load_model(ref: ModelRef, hardware: Resolved) -> PreTrainedModel:
     torch.set_num_threads(hardware.threads)
     return_freed_memory()
     config = load_config(ref)
-    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
-    if kinds:
-        raise UserError(
-            f"model {ref.name!r} is not supported: it has layers of {', '.join(sorted(kinds))}, and every token must "
-            "see all before it"
-        )
-    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
-    said = getattr(config, "layer_types", None) and config.model_type != "mistral"  # which does not read its own
-    if not said and window < config.max_position_embeddings:
-        raise UserError(
-            f"model {ref.name!r} is not supported: its attention has a sliding window of {window} tokens, and every "
-            "token must see all before it; if your texts stay below that, set sliding_window to null in a local "
-            "copy's config.json"
-        )
+    _check_attention(ref, config)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             ref.path,

@@ -147,7 +147,7 @@ def _on_server(
     placed = {i.id: place(i, asked.condition, prompting, words) for i in items}
     metadata = {k: v for k, v in step.items() if k != "items"}
     metadata |= {"model": provider, "planned": False, "preopened": False, "adapter": None, "merged": None}
-    metadata["template_opens"] = bool(chat and chat.preopened)
+    metadata |= {"template_opens": bool(chat and chat.preopened)}
     job = EvalJob(config.suite, items, how.epochs, metadata)
     with row_progress("generating", console, quiet, unit="completions") as progress:
 

@@ -25,6 +25,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "data/layouts",
         "data/parts",
         "data/strip",
+        "data/surrogates",
         "data/openings",
         "data/answers",
         "data/rules",

@@ -1,6 +1,7 @@
 """Rows of results and contrasts on planted outcomes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from planted import RULES, N, analyse, cell, score, seeded, study
 
 from prefixlab.analysis import stats
 from prefixlab.analysis.contrasts import contrasts, match
+from prefixlab.analysis.results import results
 from prefixlab.analysis.rows import Rules
 
 
@@ -219,3 +221,12 @@ def test_a_prompt_without_any_value_is_left_out_once():
     cells[0].rows[3] = score(3, None, "error")
     (row,) = contrasts(cells, RULES)
     assert (row.n_prompts, row.n_left_out) == (59, 1)
+
+
+def test_prompts_with_a_truncated_sample_are_counted_where_a_metric_is_of_prompts():
+    (made,) = [c for c in seeded([(40, 60)], n=60) if c.info.arm == "r000"]
+    cut = [score(0, 1.0, metric="truncated"), score(0, 1.0, metric="truncated").model_copy(update={"epoch": 2})]
+    made.rows.extend([*cut, *(score(i, 1.0, metric="pass@2").model_copy(update={"epoch": 0}) for i in range(60))])
+    made = replace(made, metrics={**made.metrics, "pass@2": True})
+    rows = {r.metric: r for r in results([made], [], 0.05)}
+    assert (rows["pass@2"].n_truncated, rows["accuracy"].n_truncated) == (1, 1)

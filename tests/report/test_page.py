@@ -133,6 +133,15 @@ def test_banners(tmp_path):
     assert "More than 2% of the completions are truncated" in found and "10%" in found
 
 
+def test_a_sample_that_could_not_be_scored_is_counted_once(tmp_path):
+    made = data(tmp_path)
+    rows = made.cells[0].rows
+    failed = {"value": None, "status": "error"}
+    rows[0] = rows[0].model_copy(update=failed)
+    rows += [rows[0].model_copy(update={"metric": f"pass@{k}", "epoch": 0}) for k in (2, 5)]  # of the same prompt
+    assert "1 completions could not be scored" in " ".join(banners(made))
+
+
 def test_unfinished_run_says_so(tmp_path):
     made = data(tmp_path, done=False)
     build_report(made, tmp_path / "report")

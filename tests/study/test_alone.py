@@ -2,12 +2,16 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+import trl
 from inspect_ai.log import read_eval_log
 
-from chat_server import answering
+from chat_server import Reply, answering, running
 from prefixlab.evals.remote import CUT, LINE
+from prefixlab.model.tiny import tokenizer
 from prefixlab.study.datafiles import asked_adapter
 
 pytestmark = pytest.mark.smoke
@@ -121,6 +125,26 @@ def test_a_server_is_asked_the_same_questions(call, tmp_path, monkeypatch):
     found = call("score", tmp_path / "logs", "--out", tmp_path / "s", "--json")
     rows = {r["metric"]: r for r in json.loads(found.stdout)}
     assert rows["safe@1"]["value"] == 1.0 and rows["safe@1"]["protocol"] == "star1"
+
+
+def test_reasoning_that_a_server_cuts_is_no_answer(call, tmp_path, monkeypatch, tiny_ref):
+    """R1's template opens the reasoning: what is cut before any tag is thinking, not a safe or an unsafe answer."""
+    shutil.copytree(tiny_ref.path, tmp_path / "r1")
+    stock = Path(trl.__file__).parent / "chat_templates" / "deepseek_r1_distill.jinja"
+    marks = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
+    tokenizer(stock.read_text(), special=marks).save_pretrained(tmp_path / "r1")
+
+    def reply(body):
+        return Reply(text="First I think about what is asked of me, and", finish="length")
+
+    for name, options in (("known", ("--tokenizer", tmp_path / "r1")), ("unknown", ())):
+        with running(monkeypatch, reply, "LAB"):
+            done = call("generate", "safety", *SERVER, *options, "--limit", 4, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        found = call("score", tmp_path / name, "--out", tmp_path / f"{name}-s", "--json")
+        rows = {r["metric"]: r for r in json.loads(found.stdout)}
+        asked = rows["safe@1"]["n"] + rows["safe@1"]["n_invalid"]
+        assert asked > 0 and rows["safe@1"]["n_invalid"] == (asked if name == "known" else 0)
 
 
 def continues(body):
